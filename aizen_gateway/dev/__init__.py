@@ -1,0 +1,1 @@
+"""What makes the gateway run on one machine with nothing else installed: for development, demonstrations and tests."""
