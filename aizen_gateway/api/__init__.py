@@ -1,0 +1,1 @@
+"""HTTP: routes, schemas, handlers by audience, and the table that turns failures into statuses."""

@@ -1,0 +1,191 @@
+"""One route's way from request to service: who calls, then what was asked, then the handler.
+
+Authentication comes before the body is even read, so that a caller without a token learns nothing and costs little.
+A claim and a heartbeat check their token in the same Redis round trip that does the work: there an absent token is
+refused first, and a bad body is told before a bad token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from marshmallow import Schema
+
+from ..domain.errors import DeviceNotFound, GatewayError, NotFound, Unauthenticated, Unavailable
+from ..domain.values import DEVICE_ID, Answer, IdempotencyKey, Origin
+from ..logs import bind_context
+from .body import BODY_LIMIT, read_object
+from .credentials import bearer_token, customer_header, device_token, idempotency_key
+from .keys import OPTIONS, ORIGIN, SERVICES, Services
+from .schemas.fields import parse_uuid
+from .schemas.loading import load, load_query
+
+Who = TypeVar("Who")
+
+
+class Auth(Enum):
+    """What a route asks of its caller, and so what `Call.who` is."""
+
+    NONE = auto()
+    """Nobody: `who` is None."""
+    DEVICE = auto()
+    """A device with a valid session token: `who` is its `DeviceCaller`."""
+    DEVICE_TOKEN = auto()
+    """A device whose token the service will check: `who` is the token."""
+    CUSTOMER = auto()
+    """A customer user or a service: `who` is its `Principal`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Who]):
+    """A request that has been understood. `body` and `query` are what the route's schemas loaded."""
+
+    request: web.Request
+    services: Services
+    origin: Origin
+    who: Who
+    body: dict[str, Any]
+    query: dict[str, Any]
+    raw_body: dict[str, Any]
+
+    def device_id(self) -> str:
+        """The device id in the path. Raises `DeviceNotFound` for what cannot be one."""
+        text = self.request.match_info["deviceId"]
+        if not DEVICE_ID.match(text):
+            raise DeviceNotFound
+        return text
+
+    def uuid(self, name: str, missing: type[NotFound]) -> UUID:
+        """The UUID in the path under `name`. Raises `missing` for what is none."""
+        found = parse_uuid(self.request.match_info[name])
+        if found is None:
+            raise missing
+        return found
+
+    def idempotency(self) -> IdempotencyKey | None:
+        """The client's Idempotency-Key with what it stands for. Raises `InvalidRequest` for a malformed one."""
+        key = idempotency_key(self.request.headers)
+        if key is None:
+            return None
+        return IdempotencyKey(key, f"{self.request.method} {self.request.path}", self.raw_body)
+
+    def connected(self) -> bool:
+        """Whether the client is still there to hear the answer."""
+        transport = self.request.transport
+        return transport is not None and not transport.is_closing()
+
+
+CallHandler = Callable[[Call[Any]], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header as OpenAPI shows it."""
+
+    name: str
+    description: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A row of the table from which both the router and the OpenAPI document are made.
+
+    `query` None means that query parameters are ignored, `body` None that a body is. `success` is None for 204.
+    `errors` are the classes of the expected failures besides those that follow from `auth` and `body`.
+    `examples` are successful answers by name.
+    """
+
+    method: str
+    path: str
+    handler: CallHandler
+    auth: Auth
+    summary: str
+    tag: str
+    success: Schema | None = None
+    status: HTTPStatus = HTTPStatus.OK
+    body: Schema | None = None
+    body_limit: int = BODY_LIMIT
+    query: Schema | None = None
+    errors: tuple[type[GatewayError], ...] = ()
+    headers: tuple[Header, ...] = ()
+    description: str = ""
+    media_type: str = "application/json"
+    others: Mapping[HTTPStatus, Schema] = field(default_factory=dict)
+
+
+def endpoint(route: Route) -> Handler:
+    """The aiohttp handler that does what `route` says, within the time that a whole request may take (section 7).
+
+    Past it the service is cancelled: what it changes is one transaction, so all of it is done or nothing.
+    """
+
+    async def understood(request: web.Request) -> web.StreamResponse:
+        who = await _enter(route.auth, request)
+        query = load_query(route.query, request.query) if route.query is not None else {}
+        raw_body: dict[str, Any] = {}
+        body: dict[str, Any] = {}
+        if route.body is not None:
+            raw_body = await read_object(request, route.body_limit)
+            body = load(route.body, raw_body)
+        services = request.app[SERVICES]
+        return await route.handler(Call(request, services, request[ORIGIN], who, body, query, raw_body))
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(request.app[OPTIONS].request_timeout_s) as bound:
+                return await understood(request)
+        except TimeoutError:
+            if bound.expired():
+                raise Unavailable("The request took too long.") from None
+            raise
+
+    return handle
+
+
+async def _enter(auth: Auth, request: web.Request) -> Any:
+    match auth:
+        case Auth.NONE:
+            return None
+        case Auth.CUSTOMER:
+            headers = request.headers
+            access = request.app[SERVICES].customer_access
+            principal = await access.enter(bearer_token(headers), customer_header(headers))
+            bind_context(customer_id=str(principal.customer_id))
+            return principal
+        case Auth.DEVICE:
+            caller = await request.app[SERVICES].device_access.enter(device_token(request.headers))
+            bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
+            return caller
+        case Auth.DEVICE_TOKEN:
+            token = device_token(request.headers)
+            if token is None:
+                raise Unauthenticated
+            return token
+
+
+def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> web.Response:
+    """A JSON answer."""
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def answer_response(answer: Answer) -> web.Response:
+    """The JSON of an `Answer`, telling when an Idempotency-Key brought it back."""
+    response = json_response(answer.body, answer.status)
+    if answer.replayed:
+        response.headers["Idempotent-Replay"] = "true"
+    return response
+
+
+def no_content() -> web.Response:
+    """204."""
+    return web.Response(status=HTTPStatus.NO_CONTENT)

@@ -1,0 +1,222 @@
+"""The runner that the gateway serves with: what is no HTTP, and reaches no middleware, gets the contract's error too.
+
+By itself the framework answers a malformed request line or header, and an `Expect` that it does not know, in plain
+text and without a request id, and logs the client's bytes with a traceback; it lets a client take as long as it likes
+over its headers and over the answer; and when it stops, it drops bodies that are still on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+from uuid import uuid4
+
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from .errors import error_response, from_http_exception
+from .keys import REQUEST_ID
+from .middlewares import put_headers, request_id_of
+
+_GRACE_S = 0.05
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds that clients may take (contract section 7).
+
+    `head` is for the request line and headers, from their first byte on. `exchange` is from the headers to the last
+    byte of the answer, sockets aside: a little more than handlers have, so that they can still say that it took too
+    long. `idle` is without any request.
+    """
+
+    head: float = 10.0
+    exchange: float = 52.0
+    idle: float = 75.0
+
+
+class GatewayRunner(web.AppRunner):
+    """An `AppRunner` for the gateway's application, with the server options that the HTTP layer relies on.
+
+    Handlers go on when their client leaves (what they change must not stop halfway), bodies are not unpacked, and the
+    access log is the middlewares' own. A client that is refused while it still sends has 2 s to take the answer.
+    """
+
+    def __init__(self, app: web.Application, *, limits: TimeLimits | None = None, **options: Any) -> None:
+        limits = limits or TimeLimits()
+        super().__init__(
+            app,
+            **{
+                "handler_cancellation": False,
+                "auto_decompress": False,
+                "access_log": None,
+                "lingering_time": 2.0,
+                "keepalive_timeout": limits.idle,
+                **options,
+            },
+        )
+        self._limits = limits
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _Server(
+            server.request_handler,
+            self._limits,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            **server._kwargs,
+        )
+
+    async def drain(self) -> None:
+        """Close idle connections, and return when every request under way has been answered.
+
+        A request whose headers have been read is under way; its body may still be coming. Call it once nothing
+        listens any more, and before `cleanup`. It may take as long as the slowest client.
+        """
+        await cast("_Server", self.server).drain()
+
+    def abort(self) -> int:
+        """Break off the connections that are left, and return how many there were."""
+        left = cast("_Server", self.server).connections
+        for connection in left:
+            if connection.transport is not None:
+                connection.transport.abort()
+        return len(left)
+
+
+class _Server(web.Server):
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: TimeLimits, **options: Any
+    ) -> None:
+        super().__init__(handler, **options)
+        self.limits = limits
+        self.draining = False
+        self._empty = asyncio.Event()
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        # The handler may have to finish what it does for a client that is gone.
+        if handler._task_handler is not None:
+            handler._task_handler.add_done_callback(lambda _: self._look())
+        self._look()
+
+    def _look(self) -> None:
+        if not self._connections:
+            self._empty.set()
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self.draining:
+            # Accepted just before nothing listened any more: its request has probably been sent.
+            self._loop.call_later(_GRACE_S, cast("_Protocol", handler).close_when_idle)
+
+    async def drain(self) -> None:
+        self.draining = True
+        # What has reached this machine already is read and answered.
+        await asyncio.sleep(_GRACE_S)
+        for connection in self.connections:
+            cast("_Protocol", connection).close_when_idle()
+        self._empty.clear()
+        self._look()
+        await self._empty.wait()
+
+
+class _Protocol(RequestHandler):
+    __slots__ = ("_head_timer", "_server")
+
+    def __init__(self, server: _Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def _waits(self) -> bool:
+        """Whether no request is under way: none has come yet, or all that came have been answered."""
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._waits:
+            self._stop_head_timer()
+        elif self._head_timer is None and data.strip():
+            self._head_timer = self._loop.call_later(self._server.limits.head, self._head_overdue)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_overdue(self) -> None:
+        self._head_timer = None
+        if self._waits:
+            _log.info("slow_headers", seconds=self._server.limits.head)
+            self.force_close()
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        timer = self._loop.call_later(self._server.limits.exchange, self._exchange_overdue)
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            timer.cancel()
+            if self._server.draining:
+                self._close = True
+
+    def _exchange_overdue(self) -> None:
+        # An open socket lives as long as it likes.
+        if self._payload_parser is None and self.transport is not None:
+            _log.info("slow_client", seconds=self._server.limits.exchange)
+            self.transport.abort()
+
+    def close_when_idle(self) -> None:
+        """Close now, or with the answer to what is under way."""
+        if self._waits:
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has been begun already")
+        request_id = request.get(REQUEST_ID) or str(uuid4())
+        request[REQUEST_ID] = request_id
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.info("malformed_request", request_id=request_id, problem=type(exc).__name__)
+            answer = error_response(request, "INVALID_REQUEST", "This is not a request in HTTP/1.1.")
+        else:
+            _log.error("request_failed", exc_info=exc, request_id=request_id)
+            answer = error_response(request, "INTERNAL_ERROR", "The gateway failed.")
+        put_headers(request, answer)
+        answer.force_close()
+        return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):
+            request.setdefault(REQUEST_ID, request_id_of(request))
+            resp = from_http_exception(request, resp)
+        if self._server.draining:
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)

@@ -1,0 +1,165 @@
+"""`/ws/device`: the messages of devices, each a call of the service that REST calls (contract section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from ...domain.clock import from_ms, rfc3339
+from ...domain.errors import CommandNotFound, GatewayError, Unauthenticated, Unavailable
+from ...domain.values import DeviceCaller, Origin
+from ...logs import bind_context
+from ...realtime.connection import CloseCode, Connection
+from ...realtime.frames import frame
+from ...services.device_sockets import DeviceSocket, SocketOptions
+from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
+from ..schemas import device as d
+from ..schemas import sockets as s
+from ..schemas.fields import parse_uuid
+from .conversation import Conversation, converse
+from .handshake import device_socket_token, forget_unselected, query_integer, require_upgrade, selected
+from .messages import Kind, Message, understood
+from .wire import SocketWire, WebSocket
+
+_log = structlog.get_logger(__name__)
+Payload = dict[str, Any]
+
+
+class DeviceTalk:
+    """What a device may say on its socket. `services` do the work, `socket` is where it is said."""
+
+    def __init__(self, services: Services, socket: DeviceSocket) -> None:
+        self._services = services
+        self._socket = socket
+
+    async def answer(self, message: Message) -> None:
+        """Do what a message asks, and answer it. Raises the services' failures."""
+        kind, payload = understood(DEVICE_MESSAGES, message)
+        bind_context(device_id=self._socket.caller.device_id, customer_id=str(self._socket.caller.customer_id))
+        answer = await kind.work(self, message, payload, message.origin(self._socket.origin))
+        if answer is not None:
+            self._socket.connection.send(frame(kind.answer, answer, message.request_id))
+
+    async def _caller(self) -> DeviceCaller:
+        return await self._services.device_sockets.sessions.enter(self._socket.token, counted=False)
+
+    async def heartbeat(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
+        beat = await self._services.heartbeats.beat(self._socket.token, **payload, origin=origin, over_socket=True)
+        return {name: beat[name] for name in ("timestamp", "nextHeartbeat", "pendingCommands")}
+
+    async def status(self, message: Message, payload: Payload, origin: Origin) -> Payload:
+        await self.heartbeat(message, payload, origin)
+        return {"success": True}
+
+    async def claim(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
+        connection = self._socket.connection
+        return await self._services.delivery.claim(
+            self._socket.token,
+            **payload,
+            wait_ms=0,
+            connected=lambda: not connection.ending,
+            origin=origin,
+            counted=False,
+        )
+
+    async def extend(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
+        command_id = _command_id(payload)
+        answer = await self._services.delivery.extend(await self._caller(), command_id, **payload, origin=origin)
+        self._socket.extended(command_id, payload["extension_ms"])
+        return answer
+
+    async def release(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
+        command_id = _command_id(payload)
+        answer = await self._services.delivery.release(await self._caller(), command_id, **payload, origin=origin)
+        self._socket.forget(command_id)
+        return answer
+
+    async def command_result(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
+        command_id = _command_id(payload)
+        answer = await self._services.delivery.report(await self._caller(), command_id, **payload, origin=origin)
+        self._socket.forget(command_id)
+        return answer
+
+    async def connected(self, _message: Message, _payload: Payload, _origin: Origin) -> None:
+        return None
+
+
+def _command_id(payload: Payload) -> UUID:
+    command_id = parse_uuid(payload.pop("command_id"))
+    if command_id is None:
+        raise CommandNotFound
+    return command_id
+
+
+DEVICE_MESSAGES: Mapping[str, Kind] = {
+    "heartbeat": Kind(d.HeartbeatBody(), "heartbeat_ack", DeviceTalk.heartbeat, "How the device is"),
+    "status": Kind(s.StatusMessage(), "ack", DeviceTalk.status, "How the device is, without more"),
+    "claim": Kind(s.ClaimMessage(), "commands", DeviceTalk.claim, "Lease commands"),
+    "extend": Kind(s.ExtendMessage(), "ack", DeviceTalk.extend, "Keep a command for longer"),
+    "release": Kind(s.ReleaseMessage(), "ack", DeviceTalk.release, "Hand a command back unexecuted"),
+    "command_result": Kind(s.ResultMessage(), "ack", DeviceTalk.command_result, "What came of a command"),
+    "connected": Kind(s.Ignored(), "", DeviceTalk.connected, "Sent by agents in the field, and ignored"),
+}
+
+
+async def device_socket(request: web.Request) -> web.StreamResponse:
+    """Upgrade, take the device over, push and answer until the end. What is wrong is told before the upgrade."""
+    require_upgrade(request)
+    services = request.app[SERVICES]
+    token = device_socket_token(request)
+    if token is None:
+        raise Unauthenticated
+    options = SocketOptions(
+        query_integer(request, "prefetch", 0, 10, 1),
+        query_integer(request, "visibilityTimeout", 1000, 3_600_000, 300_000),
+    )
+    caller = await services.device_access.enter(token)
+    bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
+    services.live.require_room()
+    protocols = selected(request)
+    socket = WebSocket(protocols)
+    prepared = forget_unselected(request, protocols)
+    await socket.prepare(prepared)
+    connection = Connection(SocketWire(request, socket), services.live.limits)
+    conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
+    with services.live.track(connection):
+        await _talk(request, services, conversation, token, options)
+    _log.info("device socket closed", code=connection.close_code, request_id=request[REQUEST_ID])
+    return socket
+
+
+async def _talk(
+    request: web.Request, services: Services, conversation: Conversation, token: str, options: SocketOptions
+) -> None:
+    connection = conversation.connection
+
+    async def live() -> None:
+        """The socket as the device's one: from taking it over to giving back what was not taken."""
+        sockets = services.device_sockets
+        try:
+            async with sockets.open(connection, token, options, request[ORIGIN]) as socket:
+                conversation.on_text = socket.heard_text
+                connection.send(frame("connected", _hello(services, socket, options)))
+                await conversation.together(DeviceTalk(services, socket).answer, socket.run())
+        except Unauthenticated:
+            connection.end(CloseCode.UNAUTHENTICATED, "session ended")
+        except Unavailable:
+            connection.end(CloseCode.TRY_AGAIN_LATER, "unavailable")
+        except GatewayError as error:
+            connection.end(CloseCode.POLICY, error.code)
+
+    await converse(conversation, live())
+
+
+def _hello(services: Services, socket: DeviceSocket, options: SocketOptions) -> Payload:
+    return {
+        "deviceId": socket.caller.device_id,
+        "connectionId": str(socket.connection.id),
+        "serverTime": rfc3339(from_ms(socket.caller.now_ms)),
+        "heartbeatIntervalMs": services.heartbeats.interval_ms,
+        "prefetch": options.prefetch,
+    }

@@ -1,0 +1,243 @@
+"""The whole machine on one page: every part is made and wired here, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
+
+from . import __version__
+from .api.keys import ApiOptions, Services
+from .api.setup import setup_api
+from .realtime.bus import Bus
+from .realtime.feeds import Feeds
+from .realtime.live import LiveSockets
+from .realtime.tasks import end
+from .services.access import CustomerAccess, DeviceAccess
+from .services.approvals import Approvals
+from .services.attendance import Attendance
+from .services.audit_log import AuditLog
+from .services.claiming import Claiming
+from .services.commands import Commands
+from .services.delivery import Delivery
+from .services.device_sockets import DeviceSockets
+from .services.devices import Devices
+from .services.dispatch import Dispatcher
+from .services.enrollment import Enrollment
+from .services.heartbeats import Heartbeats
+from .services.instances import Instances
+from .services.portal_sockets import PortalSockets
+from .services.recovery import Recovery
+from .services.sessions import Sessions
+from .services.supabase import SupabaseVerifier
+from .services.sweep import Sweep
+from .services.system import About, System
+from .settings import Settings
+from .storage.device_sessions import DeviceSessions, SessionRules
+from .storage.events import EventStream
+from .storage.limits import Limits
+from .storage.postgres import Database, PostgresOptions
+from .storage.presence import Presence
+from .storage.queue import Queue
+from .storage.redis_store import RedisOptions, RedisStore
+
+# Seconds for the project's public keys to come.
+_FETCH_S = 5.0
+_MOST_FETCHED = 256 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts that live as long as the application: what runs in the background, and what must be closed."""
+
+    database: Database
+    store: RedisStore
+    bus: Bus
+    verifier: SupabaseVerifier
+    http: _Fetcher
+    delivery: Delivery
+    system: System
+    dispatcher: Dispatcher
+    heartbeats: Heartbeats
+    attendance: Attendance
+    sweep: Sweep
+    recovery: Recovery
+    instances: Instances
+    live: LiveSockets
+
+
+GATEWAY = web.AppKey("GATEWAY", Gateway)
+
+
+def create_app(settings: Settings | None = None) -> web.Application:
+    """Wire one instance; without `settings` those of the environment, for tools that want a plain factory.
+
+    Nothing is connected before the application starts, and nothing at import. Raises `SettingsError`.
+    """
+    settings = settings or Settings.from_env()
+    database = Database(
+        PostgresOptions(
+            settings.database_url,
+            pool_size=settings.database_pool_size,
+            statement_cache=settings.database_statement_cache,
+        )
+    )
+    store = RedisStore.connect(RedisOptions(settings.redis_url, max_connections=settings.redis_max_connections))
+    sessions = DeviceSessions(
+        store, SessionRules(settings.device_session_ttl, settings.device_session_max_age, settings.rate_limit_device)
+    )
+    queue = Queue(store, sessions)
+    presence = Presence(store, sessions, settings.heartbeat_timeout, settings.instance_id)
+    limits = Limits(store, customer=settings.rate_limit_customer, auth=settings.rate_limit_auth)
+    events = EventStream(store)
+    dispatcher = Dispatcher(database, queue, events, sessions)
+    bus = Bus(store, settings.instance_id)
+    attendance = Attendance(database, presence, dispatcher)
+    heartbeats = Heartbeats(database, presence, attendance, settings.heartbeat_interval)
+    claiming = Claiming(database, queue, dispatcher, heartbeats)
+    delivery = Delivery(database, queue, sessions, dispatcher, bus, claiming)
+    http = _Fetcher()
+    verifier = SupabaseVerifier(settings.supabase_jwt_secret, settings.supabase_url, http.fetch)
+    live = LiveSockets()
+    feeds = Feeds(bus, events)
+    access = CustomerAccess(verifier, database, limits)
+    commands = Commands(database, dispatcher, settings.diagnostic_types)
+    approvals = Approvals(database, dispatcher, settings.approval_ttl)
+    device_sockets = DeviceSockets(bus, sessions, presence, attendance, claiming, delivery)
+    portal_sockets = PortalSockets(feeds, database, access, commands, approvals)
+
+    def connections() -> Mapping[str, int]:
+        return {"devices": len(device_sockets.open_sockets), "customers": len(portal_sockets.open_sockets)}
+
+    system = System(database, store, _about(settings), connections)
+
+    app = web.Application()
+    app[GATEWAY] = Gateway(
+        database=database,
+        store=store,
+        bus=bus,
+        verifier=verifier,
+        http=http,
+        delivery=delivery,
+        system=system,
+        dispatcher=dispatcher,
+        heartbeats=heartbeats,
+        attendance=attendance,
+        sweep=Sweep(database, store, dispatcher),
+        recovery=Recovery(database, store, dispatcher, attendance),
+        instances=Instances(presence, device_sockets),
+        live=live,
+    )
+    services = Services(
+        customer_access=access,
+        device_access=DeviceAccess(sessions),
+        enrollment=Enrollment(database, sessions, limits, dispatcher),
+        heartbeats=heartbeats,
+        delivery=delivery,
+        devices=Devices(database, presence, dispatcher),
+        sessions=Sessions(database, dispatcher, settings.session_ttl),
+        commands=commands,
+        approvals=approvals,
+        audit=AuditLog(database),
+        system=system,
+        live=live,
+        device_sockets=device_sockets,
+        portal_sockets=portal_sockets,
+    )
+    options = ApiOptions(
+        version=__version__,
+        cors_origins=settings.cors_origins,
+        trusted_proxies=settings.trusted_proxies,
+        socket_rate=settings.rate_limit_socket,
+    )
+    setup_api(app, services=services, options=options)
+    app.on_shutdown.append(_drain_sockets)
+    app.cleanup_ctx.append(_live)
+    return app
+
+
+async def _drain_sockets(app: web.Application) -> None:
+    """For runners that do not drain by themselves: sockets end before handlers are waited for."""
+    app[GATEWAY].delivery.drain()
+    await app[GATEWAY].live.drain(2.0)
+
+
+async def _live(app: web.Application) -> AsyncIterator[None]:
+    """Run the background parts while the application runs; then write what is behind and close everything."""
+    gateway = app[GATEWAY]
+    await gateway.bus.start()
+    loops = [
+        asyncio.create_task(_guard(part.run, name), name=name)
+        for name, part in (
+            ("relay", gateway.dispatcher),
+            ("heartbeats", gateway.heartbeats),
+            ("attendance", gateway.attendance),
+            ("sweep", gateway.sweep),
+            ("recovery", gateway.recovery),
+            ("instances", gateway.instances),
+        )
+    ]
+    yield
+    await end(*loops)
+    await gateway.bus.stop()
+    for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
+        with suppress(Exception):
+            await asyncio.wait_for(flush(), 2.0)
+    await gateway.verifier.aclose()
+    await gateway.http.close()
+    await gateway.store.close()
+    await gateway.database.close()
+
+
+async def _guard(run: Callable[[], Awaitable[None]], name: str) -> None:
+    """Keep a background part running: a fault in it is logged and never ends it."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("background part failed", part=name)
+            await asyncio.sleep(1.0)
+
+
+class _Fetcher:
+    """Gets the project's public keys over HTTP."""
+
+    def __init__(self) -> None:
+        self._session: ClientSession | None = None
+
+    async def fetch(self, url: str) -> bytes:
+        """The body of a 200. Raises `OSError` for everything else."""
+        if self._session is None:
+            self._session = ClientSession(timeout=ClientTimeout(total=_FETCH_S))
+        try:
+            async with self._session.get(url, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise OSError(f"status {response.status}")
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MOST_FETCHED:
+                        raise OSError("more than any project's keys")
+                return bytes(body)
+        except (ClientError, TimeoutError) as error:
+            raise OSError(type(error).__name__) from error
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _about(settings: Settings) -> About:
+    limits = {
+        "device": settings.rate_limit_device,
+        "customer": settings.rate_limit_customer,
+        "auth": settings.rate_limit_auth,
+        "socket": settings.rate_limit_socket,
+    }
+    return About(__version__, settings.build, settings.environment, limits)

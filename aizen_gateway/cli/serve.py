@@ -1,0 +1,173 @@
+"""Runs one instance until a signal: listen, announce, drain, close, all within bounds (contract section 7)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from ..api.metrics import METRICS
+from ..api.server import GatewayRunner
+from ..app import GATEWAY, create_app
+from ..settings import Settings
+from .systemd import notify, passed_sockets, watched
+
+_BACKLOG = 1024
+# What is kept of the drain's time for closing Redis and the database, unless that is more than half of it.
+_CLOSING_S = 3.0
+# When the gateway closes, whoever is still there has had the time to take an answer.
+_LEFTOVERS_S = 0.2
+_CANNOT_LISTEN = 1
+# What a shell says of a process that a signal ended: this and the signal's number.
+_BY_SIGNAL = 128
+
+_log = structlog.get_logger(__name__)
+
+
+class CannotListen(Exception):
+    """An address cannot be listened on; the text says which and why."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status: 0 after a stop, 1 when an address cannot be had.
+
+    A second signal ends the process itself, at once.
+    """
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    signals = _Signals()
+    app = create_app(settings)
+    runner = GatewayRunner(app, handle_signals=False, shutdown_timeout=_LEFTOVERS_S)
+    await runner.setup()
+    try:
+        async with _metrics(app, settings) as metrics, watched():
+            sites = await _listen(runner, settings)
+            notify("READY=1")
+            addresses = [site.name for site in sites]
+            _log.info("listening", addresses=addresses, instance=settings.instance_id, **metrics)
+            await signals.first.wait()
+            await _stop(runner, app, settings)
+    except CannotListen as error:
+        _log.error("cannot listen", reason=str(error))
+        await runner.cleanup()
+        return _CANNOT_LISTEN
+    return 0
+
+
+async def _stop(runner: GatewayRunner, app: web.Application, settings: Settings) -> None:
+    """Drain and close within the time for it; what hangs after that does not hold the process."""
+    notify("STOPPING=1")
+    total = float(settings.drain_timeout)
+    _log.info("draining", timeout=settings.drain_timeout)
+    # Not a time-out that cancels: what hangs may not let itself be cancelled either.
+    asyncio.get_running_loop().call_later(total, _give_up)
+    try:
+        async with asyncio.timeout(total - min(_CLOSING_S, total / 2)):
+            await _drain(runner, app, settings.drain_delay, total)
+    except TimeoutError:
+        await _refuse(runner)
+        _log.warning("unanswered requests are broken off", connections=runner.abort())
+    await runner.cleanup()
+    _log.info("stopped")
+
+
+def _give_up() -> None:
+    _log.warning("stopped by force")
+    _leave(0)
+
+
+async def _drain(runner: GatewayRunner, app: web.Application, delay: float, within: float) -> None:
+    """Let what is under way come to its end; new connections are refused after `delay` seconds."""
+    app[GATEWAY].system.start_draining()
+    await asyncio.sleep(delay)
+    await _refuse(runner)
+    app[GATEWAY].delivery.drain()
+    await app[GATEWAY].live.drain(within / 2)
+    await runner.drain()
+
+
+async def _refuse(runner: GatewayRunner) -> None:
+    for site in runner.sites:
+        await site.stop()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> list[web.BaseSite]:
+    """A socket from the service manager, else a unix socket, else host and port. Raises `CannotListen`."""
+    try:
+        sites: list[web.BaseSite] = [web.SockSite(runner, passed, backlog=_BACKLOG) for passed in passed_sockets()]
+        if not sites and settings.unix_socket is not None:
+            _require_unused(settings.unix_socket)
+            sites = [web.UnixSite(runner, settings.unix_socket, backlog=_BACKLOG)]
+        if not sites:
+            sites = [web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)]
+        for site in sites:
+            await site.start()
+    except OSError as error:
+        raise CannotListen(str(error)) from error
+    return sites
+
+
+def _require_unused(path: str) -> None:
+    """A socket that somebody listens on would be replaced without a word. Raises `OSError`."""
+    if not Path(path).exists() or not stat.S_ISSOCK(Path(path).stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
+        probe.settimeout(1.0)
+        probe.connect(path)
+        raise OSError(f"another process listens on {path}")
+
+
+@contextlib.asynccontextmanager
+async def _metrics(app: web.Application, settings: Settings) -> AsyncIterator[dict[str, str]]:
+    """Serve `/metrics` on an address of its own, for as long as the gateway runs, and tell it for the log."""
+    if settings.metrics_bind is None:
+        yield {}
+        return
+    side = web.Application()
+    side.router.add_get("/metrics", app[METRICS].handle)
+    runner = web.AppRunner(side, handle_signals=False, access_log=None, shutdown_timeout=_LEFTOVERS_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, *settings.metrics_bind)
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotListen(f"metrics: {error}") from error
+        yield {"metrics": site.name}
+    finally:
+        await runner.cleanup()
+
+
+class _Signals:
+    """The first SIGTERM or SIGINT drains, the second ends the process."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received, number)
+
+    def _received(self, number: signal.Signals) -> None:
+        if self.first.is_set():
+            _log.warning("stopped by a second signal", signal=number.name)
+            _leave(_BY_SIGNAL + number)
+        self.first.set()
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process without waiting for anything: what was answered is durable already."""
+    sys.stderr.flush()
+    os._exit(status)

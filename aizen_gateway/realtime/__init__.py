@@ -1,0 +1,1 @@
+"""What happens between instances, and between an instance and its live sockets."""

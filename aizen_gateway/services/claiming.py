@@ -1,0 +1,135 @@
+"""Claims: leased in Redis, confirmed in PostgreSQL. Whatever hands out commands comes through here (section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from uuid import UUID
+
+from ..domain import secrets
+from ..domain.clock import from_ms, to_ms
+from ..domain.errors import Unavailable
+from ..domain.lifecycle import HELD, after_ms
+from ..domain.records import Command
+from ..domain.values import DeviceCaller, Origin
+from ..logs import bind_context
+from ..storage import queries
+from ..storage.postgres import Change, Database
+from ..storage.queue import Leased, Queue
+from ..storage.rows import command_of
+from .dispatch import Dispatcher
+from .heartbeats import Heartbeats
+
+_SQL = queries.load("commands")
+# How often one claim looks again when the index offered what the truth refused; then it answers with what it has.
+_LOOKS = 3
+
+
+class Claiming:
+    """Takes commands for a device."""
+
+    def __init__(self, database: Database, queue: Queue, dispatcher: Dispatcher, heartbeats: Heartbeats) -> None:
+        self._database = database
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._heartbeats = heartbeats
+
+    def begin(self, token: str | None, limit: int, visibility_ms: int, origin: Origin) -> Claim:
+        """A claim of up to `limit` commands for `visibility_ms` ms, to be attempted."""
+        return Claim(self, token, limit, visibility_ms, origin)
+
+    async def lease(self, token: str | None, limit: int, visibility_ms: int, *, counted: bool) -> Leased:
+        """Check the session and lease in the index; note that the device was in touch."""
+        leased = await self._queue.lease(token, limit, visibility_ms, counted=counted)
+        bind_context(device_id=leased.caller.device_id, customer_id=str(leased.caller.customer_id))
+        self._heartbeats.seen(leased.caller)
+        return leased
+
+    async def take(self, leased: Leased, visibility_ms: int, origin: Origin) -> Sequence[Command]:
+        """Confirm what the index leased, announce it, and mend the index where the truth differs."""
+        caller = leased.caller
+        now = from_ms(caller.now_ms)
+        seed = secrets.new_claim_token()
+        tokens = [f"{seed}.{number}" for number in range(len(leased.ids))]
+        try:
+            rows = await self._database.fetch(
+                _SQL["confirm_claims"],
+                list(leased.ids),
+                tokens,
+                caller.uid,
+                now,
+                after_ms(now, visibility_ms),
+                caller.device_id,
+                origin.request_id,
+                origin.ip,
+                origin.user_agent,
+            )
+        except Unavailable:
+            with suppress(Unavailable):
+                await self._queue.give_back(caller.device_id, leased.ids)
+            raise
+        commands = [command_of(row) for row in rows]
+        refused = set(leased.ids) - {command.id for command in commands}
+        if refused:
+            await self._mend(caller, refused)
+        await self._dispatcher.dispatch(
+            [
+                Change("command", command, "claimed", origin.request_id, row["version"])
+                for command, row in zip(commands, rows, strict=True)
+            ]
+        )
+        return commands
+
+    async def _mend(self, caller: DeviceCaller, ids: set[UUID]) -> None:
+        """The index offered commands that the truth refused: make it say what they are."""
+        now = from_ms(caller.now_ms)
+        rows = await self._database.fetch(_SQL["read_commands"], list(ids))
+        for row in rows:
+            command = command_of(row)
+            if command.status in HELD and command.visible_until is not None and command.visible_until > now:
+                await self._queue.hold(command)
+            else:
+                # Ended, or about to be by the sweep, which puts back what may still be delivered.
+                await self._queue.settle(caller.device_id, command.id)
+        for gone in ids - {row["id"] for row in rows}:
+            await self._queue.settle(caller.device_id, gone)
+
+
+class Claim:
+    """One device's claim call, which may look several times. `now` and `caller` are those of the last look."""
+
+    def __init__(self, claiming: Claiming, token: str | None, limit: int, visibility_ms: int, origin: Origin) -> None:
+        self._claiming = claiming
+        self.token = token
+        self._limit = limit
+        self._visibility_ms = visibility_ms
+        self._origin = origin
+        self._leased: Leased | None = None
+
+    @property
+    def caller(self) -> DeviceCaller:
+        assert self._leased is not None
+        return self._leased.caller
+
+    @property
+    def now(self) -> datetime:
+        return from_ms(self.caller.now_ms)
+
+    @property
+    def next_lease_end_s(self) -> float | None:
+        """Seconds until the first lease of the device runs out, None when nothing is leased."""
+        assert self._leased is not None
+        ends = self._leased.next_lease_end_ms
+        return max(0, ends - to_ms(self.now)) / 1000 if ends else None
+
+    async def attempt(self, *, counted: bool) -> Sequence[Command]:
+        """Lease and confirm; look again while the index offers only what the truth refuses."""
+        for _ in range(_LOOKS):
+            self._leased = await self._claiming.lease(self.token, self._limit, self._visibility_ms, counted=counted)
+            if not self._leased.ids:
+                break
+            if commands := await self._claiming.take(self._leased, self._visibility_ms, self._origin):
+                return commands
+            counted = False
+        return []

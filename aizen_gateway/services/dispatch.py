@@ -1,0 +1,142 @@
+"""After the commit: makes Redis agree with what changed and announces it; the relay does it for processes that died.
+
+Everything is idempotent: the queue entry by command id, an event by the version of its subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+
+from ..domain.errors import Unavailable
+from ..domain.lifecycle import HELD, is_final
+from ..domain.records import Command, Device, Session
+from ..domain.values import CommandStatus
+from ..storage import queries
+from ..storage.device_sessions import DeviceSessions
+from ..storage.events import EventStream
+from ..storage.postgres import Change, Database
+from ..storage.queue import Queue
+from ..storage.rows import command_of, device_of, session_of
+from . import announcements
+
+_OUTBOX = queries.load("outbox")
+_COMMANDS = queries.load("commands")
+_SESSIONS = queries.load("sessions")
+_DEVICES = queries.load("devices")
+
+# A process has this long to dispatch what it committed before the relay does it: longer than any call to Redis takes.
+_LEFT_AFTER_MS = 5_000
+_RELAY_BATCH = 200
+_MOST_DONE = 10_000
+# Changes of a device after which its sessions and sockets must end.
+ENDING = frozenset({"registered", "suspended", "rotated", "deleted"})
+
+_log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Owns what was dispatched and must leave the outbox."""
+
+    def __init__(self, database: Database, queue: Queue, events: EventStream, sessions: DeviceSessions) -> None:
+        self._database = database
+        self._queue = queue
+        self._events = events
+        self._sessions = sessions
+        self._done: list[int] = []
+
+    async def dispatch(self, changes: Sequence[Change]) -> dict[UUID, UUID | None]:
+        """Tell Redis; return, for each command that ended, the next claimable one of its device.
+
+        Never raises for a Redis that is away: what is accepted is durable, and the relay tells Redis later.
+        """
+        following: dict[UUID, UUID | None] = {}
+        for change in changes:
+            try:
+                await self._apply(change, following)
+            except Unavailable:
+                _log.warning("left to the relay", subject=change.subject, change=change.change)
+                return following
+            if len(self._done) < _MOST_DONE:
+                self._done.append(change.version)
+        return following
+
+    async def _apply(self, change: Change, following: dict[UUID, UUID | None]) -> None:
+        record = change.record
+        if isinstance(record, Device) and change.change in ENDING:
+            offline = change.change in ("suspended", "deleted")
+            await self._sessions.revoke(record.id, record.credential_epoch, change.change, offline=offline)
+        # The event goes first: a command is announced before anybody can claim it.
+        for told in announcements.of(change):
+            await self._events.publish(record.customer_id, told.subject, change.version, told.rooms, told.event)
+        if isinstance(record, Command):
+            following[record.id] = await self._index(record, change.change)
+            if (notice := announcements.stop_notice(record, change)) is not None:
+                await self._queue.tell_canceled(record.device_id, notice)
+        elif isinstance(record, Device) and change.change == "deleted":
+            await self._sessions.forget(record.id)
+
+    async def _index(self, command: Command, change: str) -> UUID | None:
+        """Make the queue's entry of `command` what the command is."""
+        if command.status is CommandStatus.QUEUED:
+            await self._queue.enqueue(command)
+        elif is_final(command.status):
+            return await self._queue.settle(command.device_id, command.id)
+        elif command.status in HELD and change != "claimed":
+            await self._queue.hold(command)
+        return None
+
+    async def index(self, command: Command) -> None:
+        """Put one command of the truth into the index, without announcing it."""
+        await self._index(command, "restored")
+
+    async def clear_done(self) -> None:
+        """Delete the outbox rows that were dispatched. Raises `Unavailable`; then they are tried again."""
+        done, self._done = self._done, []
+        if done:
+            try:
+                await self._database.execute(_OUTBOX["delete_outbox"], done)
+            except BaseException:
+                self._done = (done + self._done)[:_MOST_DONE]
+                raise
+
+    async def relay(self) -> int:
+        """Dispatch what other processes left behind; return how many rows. Raises `Unavailable`."""
+        await self.clear_done()
+        async with self._database.unit() as connection:
+            rows = await connection.fetch(_OUTBOX["left_in_outbox"], _LEFT_AFTER_MS, _RELAY_BATCH)
+            for row in rows:
+                record = await self._read(connection, row["subject"], row["subject_id"])
+                if record is not None:
+                    change = Change(row["subject"], record, row["change"], row["request_id"], row["id"])
+                    # A claim's lease may be known only to the process that died: tell the index as well.
+                    await self._apply(change, {})
+                    if isinstance(record, Command):
+                        await self._index(record, "restored")
+            await connection.execute(_OUTBOX["delete_outbox"], [row["id"] for row in rows])
+        return len(rows)
+
+    @staticmethod
+    async def _read(connection: object, subject: str, subject_id: UUID) -> Command | Session | Device | None:
+        fetchrow = connection.fetchrow  # type: ignore[attr-defined]
+        if subject == "command":
+            row = await fetchrow(_COMMANDS["read_command"], subject_id)
+            return command_of(row) if row else None
+        if subject == "session":
+            row = await fetchrow(_SESSIONS["read_session_by_id"], subject_id)
+            return session_of(row) if row else None
+        row = await fetchrow(_DEVICES["read_device_by_uid"], subject_id)
+        return device_of(row) if row else None
+
+    async def run(self) -> None:
+        """Clear and relay for ever; owned by the application."""
+        while True:
+            try:
+                while await self.relay() == _RELAY_BATCH:
+                    pass
+            except Unavailable as error:
+                _log.warning("relay waits", reason=error.message)
+            await asyncio.sleep(0.5)

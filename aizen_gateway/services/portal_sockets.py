@@ -1,0 +1,222 @@
+"""A portal's socket: rooms, resume, and the same commands and approvals as over REST (contract section 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ..domain.clock import from_ms, rfc3339
+from ..domain.errors import DeviceNotFound, Forbidden, InvalidRequest, SessionNotFound
+from ..domain.values import DEVICE_ID, IdempotencyKey, Origin, Principal
+from ..realtime.connection import CloseCode, Connection
+from ..realtime.feeds import EVERYTHING, Feed, Feeds, Subscriber
+from ..realtime.frames import frame
+from ..storage import queries
+from ..storage.postgres import Database
+from .access import CustomerAccess
+from .approvals import Approvals
+from .commands import Commands
+
+_DEVICES = queries.load("devices")
+_SESSIONS = queries.load("sessions")
+# Seconds before a token's end at which its socket is told.
+_EXPIRING = 60.0
+# A socket in more rooms than a portal has panes is a fault of its client.
+MOST_ROOMS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a portal showed: its token, and the customer that a service names."""
+
+    token: str
+    customer: str | None
+
+
+class PortalSockets:
+    """The portal sockets of this instance."""
+
+    def __init__(
+        self, feeds: Feeds, database: Database, access: CustomerAccess, commands: Commands, approvals: Approvals
+    ) -> None:
+        self.feeds = feeds
+        self.database = database
+        self.access = access
+        self.commands = commands
+        self.approvals = approvals
+        self.open_sockets: set[PortalSocket] = set()
+
+    async def enter(self, credentials: Credentials) -> Principal:
+        """Who the portal is. Raises as `CustomerAccess.enter`."""
+        return await self.access.enter(credentials.token, credentials.customer)
+
+    @asynccontextmanager
+    async def open(
+        self, connection: Connection, credentials: Credentials, principal: Principal
+    ) -> AsyncIterator[PortalSocket]:
+        """The socket follows its customer's events while the block lasts. Raises `Unavailable`."""
+        socket = PortalSocket(self, connection, credentials, principal)
+        self.open_sockets.add(socket)
+        try:
+            async with self.feeds.follow(principal.customer_id, socket.subscriber) as feed:
+                socket.begin(feed)
+                yield socket
+        finally:
+            self.open_sockets.discard(socket)
+            socket.stop()
+
+
+class PortalSocket:
+    """One portal's socket. Every message enters anew, so a membership that ended ends here too."""
+
+    def __init__(
+        self, home: PortalSockets, connection: Connection, credentials: Credentials, principal: Principal
+    ) -> None:
+        self.connection = connection
+        self.principal = principal
+        self.subscriber = Subscriber(connection)
+        self._home = home
+        self._credentials = credentials
+        self._feed: Feed | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def begin(self, feed: Feed) -> None:
+        """Say hello, and watch the token's end."""
+        self._feed = feed
+        principal = self.principal
+        hello = {
+            "customerId": str(principal.customer_id),
+            "connectionId": str(self.connection.id),
+            "serverTime": rfc3339(from_ms(principal.now_ms)),
+        }
+        self.connection.send(frame("connected", hello))
+        self._watch_token()
+
+    def stop(self) -> None:
+        """Forget the timers."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+    def _watch_token(self) -> None:
+        self.stop()
+        left = self.principal.expires_at - self.principal.now_ms / 1000
+        self._timers = [
+            self._loop.call_later(max(0.0, left - _EXPIRING), self._tell_expiring),
+            self._loop.call_later(max(0.0, left), self.connection.end, CloseCode.UNAUTHENTICATED, "token expired"),
+        ]
+
+    def _tell_expiring(self) -> None:
+        expires = from_ms(int(self.principal.expires_at * 1000))
+        self.connection.send(frame("auth_expiring", {"expiresAt": rfc3339(expires)}))
+
+    async def enter(self) -> Principal:
+        """The portal's principal at this moment; counts the message. Raises as `CustomerAccess.enter`."""
+        return await self._home.enter(self._credentials)
+
+    async def renew(self, token: str) -> dict[str, Any]:
+        """Go on with another token of the same user and customer.
+
+        Raises `Forbidden` for another one, and as `CustomerAccess.enter`; then the socket stays as it was.
+        """
+        credentials = Credentials(token, self._credentials.customer)
+        principal = await self._home.enter(credentials)
+        known = self.principal
+        if (principal.customer_id, principal.actor) != (known.customer_id, known.actor):
+            raise Forbidden("The token is of another user or customer.")
+        self._credentials, self.principal = credentials, principal
+        self._watch_token()
+        return auth_success(principal)
+
+    async def subscribe(
+        self, room: str | None, device_id: str | None, last_event_id: str | None, request_id: str | None
+    ) -> None:
+        """Join a room; answered `subscribed`, then what was missed, then live.
+
+        Raises `InvalidRequest`, `DeviceNotFound`, `SessionNotFound`, `Unavailable`.
+        """
+        principal = await self.enter()
+        name = await self._room(principal, room, device_id)
+        assert self._feed is not None
+        if name not in self.subscriber.rooms and len(self.subscriber.rooms) >= MOST_ROOMS:
+            raise InvalidRequest.field("room", f"A socket may be in {MOST_ROOMS} rooms.")
+        past = await self._feed.join(self.subscriber, name, last_event_id)
+        answer = {
+            "room": name,
+            "lastEventId": past.last_event_id,
+            "replayed": past.replayed,
+            "complete": past.complete,
+        }
+        self.connection.send(frame("subscribed", answer, request_id))
+        await self._feed.finish(self.subscriber, name)
+
+    async def unsubscribe(self, room: str | None, device_id: str | None) -> dict[str, Any]:
+        """Leave a room; one that was not joined is left as well. Raises `InvalidRequest`."""
+        name = _room_name(room, device_id)
+        self.subscriber.rooms.pop(name, None)
+        return {"room": name}
+
+    async def join_rooms(self) -> dict[str, Any]:
+        """Join the room that hears everything, without a past. Raises `Unavailable`."""
+        await self.enter()
+        assert self._feed is not None
+        if EVERYTHING not in self.subscriber.rooms:
+            await self._feed.join(self.subscriber, EVERYTHING, None)
+            await self._feed.finish(self.subscriber, EVERYTHING)
+        return {"rooms": sorted(self.subscriber.rooms)}
+
+    async def send_command(
+        self, session_id: UUID, body: dict[str, Any], idempotency: IdempotencyKey | None, origin: Origin
+    ) -> dict[str, Any]:
+        """As `POST /sessions/{id}/commands`."""
+        principal = await self.enter()
+        answer = await self._home.commands.submit(principal, session_id, **body, idempotency=idempotency, origin=origin)
+        return answer.body
+
+    async def approve(self, session_id: UUID, body: dict[str, Any], origin: Origin) -> dict[str, Any]:
+        """As `POST /sessions/{id}/approve`."""
+        return await self._home.approvals.decide(await self.enter(), session_id, **body, origin=origin)
+
+    async def _room(self, principal: Principal, room: str | None, device_id: str | None) -> str:
+        """The name of a room that is there for this customer."""
+        name = _room_name(room, device_id)
+        kind, _, thing = name.partition(":")
+        database = self._home.database
+        if kind == "device":
+            if not DEVICE_ID.match(thing):
+                raise DeviceNotFound
+            if await database.fetchrow(_DEVICES["read_device"], thing, principal.customer_id) is None:
+                raise DeviceNotFound
+        elif kind == "session":
+            try:
+                session_id = UUID(thing)
+            except ValueError as error:
+                raise SessionNotFound from error
+            if await database.fetchrow(_SESSIONS["read_session"], session_id, principal.customer_id) is None:
+                raise SessionNotFound
+            return f"session:{session_id}"
+        return name
+
+
+def auth_success(principal: Principal) -> dict[str, Any]:
+    """The payload that answers `auth`."""
+    return {
+        "customerId": str(principal.customer_id),
+        "userId": principal.actor.id,
+        "role": principal.role.value,
+        "expiresAt": rfc3339(from_ms(int(principal.expires_at * 1000))),
+    }
+
+
+def _room_name(room: str | None, device_id: str | None) -> str:
+    if (room is None) == (device_id is None):
+        raise InvalidRequest.field("room", "Give a room or a deviceId.")
+    name = room if room is not None else f"device:{device_id}"
+    if name != EVERYTHING and not name.startswith(("device:", "session:")):
+        raise InvalidRequest.field("room", "Must be customer, device:<id> or session:<id>.")
+    return name

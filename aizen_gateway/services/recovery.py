@@ -1,0 +1,80 @@
+"""Losing Redis loses no command: the index is put back from the truth when it is gone, and audited now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID, uuid4
+
+import structlog
+
+from ..domain.errors import Unavailable
+from ..storage import keys, queries
+from ..storage.postgres import Database
+from ..storage.redis_store import RedisStore
+from ..storage.rows import command_of
+from .attendance import Attendance
+from .dispatch import Dispatcher
+
+_COMMANDS = queries.load("commands")
+_PAGE = 500
+_LOOK_EVERY_S = 1.0
+_AUDIT_EVERY_S = 60.0
+# The mark is renewed at every look; it ends by itself where no gateway runs any more, and is then built anew.
+_EPOCH_TTL_MS = 86_400_000
+_AUDIT_LOCK_MS = 50_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Recovery:
+    """Notices an emptied Redis by its missing epoch key, and fills the index again."""
+
+    def __init__(self, database: Database, store: RedisStore, dispatcher: Dispatcher, attendance: Attendance) -> None:
+        self._database = database
+        self._store = store
+        self._dispatcher = dispatcher
+        self._attendance = attendance
+        self._audited = time.monotonic()
+
+    async def look(self) -> bool:
+        """Fill the index when Redis is empty; return whether it was. Raises `Unavailable`."""
+        if await self._store.call("GETEX", keys.EPOCH, "PX", _EPOCH_TTL_MS) is not None:
+            return False
+        filling = str(uuid4())
+        await self._store.call("SET", keys.BUILDING, filling, "PX", 600_000)
+        count = await self.fill()
+        await self._attendance.watch_present(await self._store.time_ms())
+        # Emptied again meanwhile, or another instance began later: the next look decides.
+        whole = await self._store.run("set_epoch", [keys.EPOCH, keys.BUILDING], [filling, _EPOCH_TTL_MS])
+        _log.info("queue index filled", commands=count, whole=bool(whole))
+        return True
+
+    async def fill(self) -> int:
+        """Make the index agree with every live command, page by page. Raises `Unavailable`."""
+        last: UUID | None = None
+        count = 0
+        while rows := await self._database.fetch(_COMMANDS["live_commands"], last, _PAGE):
+            for row in rows:
+                await self._dispatcher.index(command_of(row))
+            count += len(rows)
+            last = rows[-1]["id"]
+        return count
+
+    async def audit(self) -> None:
+        """Now and then, one instance puts back what a failover of a part of Redis may have dropped."""
+        if time.monotonic() - self._audited < _AUDIT_EVERY_S:
+            return
+        self._audited = time.monotonic()
+        if await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
+            await self.fill()
+
+    async def run(self) -> None:
+        """Look for ever; owned by the application."""
+        while True:
+            try:
+                await self.look()
+                await self.audit()
+            except Unavailable as error:
+                _log.warning("recovery waits", reason=error.message)
+            await asyncio.sleep(_LOOK_EVERY_S)

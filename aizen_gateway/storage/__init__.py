@@ -1,0 +1,1 @@
+"""PostgreSQL, the truth, and Redis, the index of it and the wire between instances."""

@@ -1,0 +1,145 @@
+-- name: insert_device
+-- A new device with its activation code; nothing when one of this id is alive. Its credentials are younger than those
+-- of all earlier lives of the id, which Redis still holds for void.
+insert into aizen.devices (uid, id, customer_id, name, location, activation_hash, activation_expires_at,
+                           credential_epoch)
+values ($1, $2, $3, $4, $5, $6, $7,
+    (select coalesce(max(credential_epoch), 0) + 1 from aizen.devices where id = $2))
+on conflict (id) where deleted_at is null do nothing
+returning *
+
+-- name: lock_device_by_id
+-- The living device of this id, whoever owns it, held until the transaction ends.
+select * from aizen.devices where id = $1 and deleted_at is null for update
+
+-- name: lock_device
+-- A customer's living device, held until the transaction ends.
+select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null for update
+
+-- name: read_device
+select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null
+
+-- name: read_device_by_id
+select * from aizen.devices where id = $1 and deleted_at is null
+
+-- name: read_device_by_uid
+select * from aizen.devices where uid = $1
+
+-- name: renew_activation
+-- A new activation code: the earlier one, the secret and all sessions signed in with it are void.
+update aizen.devices set
+    activation_hash = $2, activation_expires_at = $3, activation_failures = 0, activation_used_at = null,
+    secret_hash = null, secret_used_at = null, credential_epoch = credential_epoch + 1,
+    name = coalesce($4, name), location = coalesce($5, location)
+where uid = $1
+returning *
+
+-- name: count_activation_failure
+update aizen.devices set activation_failures = activation_failures + 1 where uid = $1
+
+-- name: register_device
+-- The code is used; the secret is new, and one given before with the same code is void.
+update aizen.devices set
+    secret_hash = $2, secret_used_at = null, activation_used_at = coalesce(activation_used_at, $3),
+    activation_failures = 0, registered_at = $3, credential_epoch = credential_epoch + 1,
+    name = coalesce($4, name), metadata = coalesce($5, metadata)
+where uid = $1
+returning *
+
+-- name: use_secret
+-- The secret has been used: from now on the activation code is worth nothing.
+update aizen.devices set secret_used_at = $2 where uid = $1 and secret_hash = $3 and secret_used_at is null
+
+-- name: update_device
+update aizen.devices set name = $2, location = $3 where uid = $1 returning *
+
+-- name: suspend_device
+update aizen.devices set suspended_at = $2, credential_epoch = credential_epoch + 1, presence = 'offline', connection = 'none'
+where uid = $1
+returning *
+
+-- name: resume_device
+update aizen.devices set suspended_at = null where uid = $1 returning *
+
+-- name: delete_device
+-- Its id is free again; its sessions and commands stay as history.
+update aizen.devices set deleted_at = $2, credential_epoch = credential_epoch + 1, presence = 'offline', connection = 'none',
+    secret_hash = null, activation_hash = null
+where uid = $1
+returning *
+
+-- name: list_devices
+-- A page of a customer's devices by status and search text, newest first, with the number of all that fit.
+select *, count(*) over () as total from (
+    select d.*, case when suspended_at is not null then 'suspended'
+                     when registered_at is null then 'provisioned'
+                     else presence end as shown
+    from aizen.devices d
+    where customer_id = $1 and deleted_at is null
+      and ($3::text is null or position(lower($3) in lower(id)) > 0 or position(lower($3) in lower(name)) > 0
+           or position(lower($3) in lower(coalesce(location, ''))) > 0)
+) devices
+where $2::text is null or shown = $2
+order by created_at desc, uid
+limit $4 offset $5
+
+-- name: count_devices
+select count(*) from (
+    select case when suspended_at is not null then 'suspended'
+                when registered_at is null then 'provisioned'
+                else presence end as shown
+    from aizen.devices
+    where customer_id = $1 and deleted_at is null
+      and ($3::text is null or position(lower($3) in lower(id)) > 0 or position(lower($3) in lower(name)) > 0
+           or position(lower($3) in lower(coalesce(location, ''))) > 0)
+) devices
+where $2::text is null or shown = $2
+
+-- name: device_with_session
+-- A device with its open session and the number of its commands that wait to be claimed.
+select d.*,
+    (select id from aizen.sessions s where s.device_uid = d.uid and s.status in ('pending_approval', 'active')
+        and s.expires_at > $3) as active_session,
+    (select count(*) from aizen.commands c where c.device_uid = d.uid and c.status = 'queued'
+        and c.claim_by > $3) as pending_commands
+from aizen.devices d
+where id = $1 and customer_id = $2 and deleted_at is null
+
+-- name: save_heartbeats
+-- Heartbeats written behind, many in one statement; an older one never replaces a newer one. JSON comes as text: in
+-- an array of json, a list would count as a dimension of the array.
+update aizen.devices d set
+    last_seen_at = greatest(d.last_seen_at, b.at), last_heartbeat_at = b.at,
+    metrics = coalesce(b.metrics::json, d.metrics), diagnostics = coalesce(b.diagnostics::json, d.diagnostics)
+from unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[]) as b (uid, at, metrics, diagnostics)
+where d.uid = b.uid and (d.last_heartbeat_at is null or d.last_heartbeat_at < b.at)
+
+-- name: save_seen
+-- When devices were last in touch, many in one statement.
+update aizen.devices d set last_seen_at = b.at
+from unnest($1::uuid[], $2::timestamptz[]) as b (uid, at)
+where d.uid = b.uid and (d.last_seen_at is null or d.last_seen_at < b.at)
+
+-- name: change_presence
+-- Writes a presence that differs; nothing when it is the same already, or when a later change is known.
+with before as (
+    select uid, presence from aizen.devices
+    where uid = $1 and deleted_at is null and (presence_at is null or presence_at < $3)
+    for update
+), after as (
+    update aizen.devices d set presence = $2, connection = $4, presence_at = $3,
+        last_seen_at = greatest(d.last_seen_at, $5)
+    from before where d.uid = before.uid
+    returning d.*
+)
+select after.*, before.presence <> after.presence as changed from after join before using (uid)
+
+-- name: devices_present
+-- A page of devices that are not offline, for a presence index that was lost.
+select uid, id, presence from aizen.devices
+where presence <> 'offline' and deleted_at is null and ($1::uuid is null or uid > $1)
+order by uid
+limit $2
+
+-- name: list_devices_for_operator
+select * from aizen.devices where customer_id = $1 and deleted_at is null order by created_at, uid
