@@ -32,6 +32,7 @@ from .services.heartbeats import Heartbeats
 from .services.instances import Instances
 from .services.portal_sockets import PortalSockets
 from .services.recovery import Recovery
+from .services.retention import Retention
 from .services.sessions import Sessions
 from .services.supabase import SupabaseVerifier
 from .services.sweep import Sweep
@@ -68,6 +69,7 @@ class Gateway:
     attendance: Attendance
     sweep: Sweep
     recovery: Recovery
+    retention: Retention
     instances: Instances
     live: LiveSockets
 
@@ -131,6 +133,9 @@ def create_app(settings: Settings | None = None) -> web.Application:
         attendance=attendance,
         sweep=Sweep(database, store, dispatcher),
         recovery=Recovery(database, store, dispatcher, attendance),
+        retention=Retention(
+            database, store, sessions_s=settings.command_retention, audit_s=settings.audit_retention
+        ),
         instances=Instances(presence, device_sockets),
         live=live,
     )
@@ -180,6 +185,7 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
             ("attendance", gateway.attendance),
             ("sweep", gateway.sweep),
             ("recovery", gateway.recovery),
+            ("retention", gateway.retention),
             ("instances", gateway.instances),
         )
     ]

@@ -169,6 +169,15 @@ class Settings:
     session_ttl: int = _setting(
         "AIZEN_SESSION_TTL", values.duration, "3600", "Seconds until an open diagnostic session expires."
     )
+    command_retention: int = _setting(
+        "AIZEN_COMMAND_RETENTION",
+        values.duration,
+        "7776000",
+        "Seconds that ended sessions and their commands are kept (90 days).",
+    )
+    audit_retention: int = _setting(
+        "AIZEN_AUDIT_RETENTION", values.duration, "34560000", "Seconds that audit records are kept (400 days)."
+    )
     drain_timeout: int = _setting(
         "AIZEN_DRAIN_TIMEOUT", values.duration, "30", "Seconds that a stop may take, the drain delay included."
     )

@@ -7,14 +7,13 @@ within seconds and puts lapsed leases back. Every instance sweeps; rows that ano
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import structlog
 
 from ..domain.clock import from_ms
 from ..domain.errors import Unavailable
 from ..domain.lifecycle import lapse, lapsed
-from ..domain.values import GATEWAY, IDEMPOTENCY_TTL_S, NOWHERE
+from ..domain.values import GATEWAY, NOWHERE
 from ..storage import queries
 from ..storage.postgres import Database
 from ..storage.redis_store import RedisStore
@@ -24,7 +23,6 @@ from .transitions import expire_session, save_command
 
 _COMMANDS = queries.load("commands")
 _SESSIONS = queries.load("sessions")
-_IDEMPOTENCY = queries.load("idempotency")
 _BATCH = 100
 _EVERY_S = 1.0
 
@@ -61,16 +59,10 @@ class Sweep:
         await self._dispatcher.dispatch(transaction.changes)
         return len(rows)
 
-    async def idempotency_keys(self) -> int:
-        """Forget a batch of keys past their time. Raises `Unavailable`."""
-        oldest = from_ms(await self._store.time_ms()) - timedelta(seconds=IDEMPOTENCY_TTL_S)
-        deleted: str = await self._database.execute(_IDEMPOTENCY["forget_idempotency"], oldest, _BATCH)
-        return int(deleted.split()[-1])
-
     async def run(self) -> None:
         """Sweep for ever; owned by the application."""
         while True:
-            for step in (self.sessions, self.commands, self.idempotency_keys):
+            for step in (self.sessions, self.commands):
                 try:
                     while await step() == _BATCH:
                         pass

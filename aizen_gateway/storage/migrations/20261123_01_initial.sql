@@ -75,12 +75,14 @@ create index sessions_by_customer on aizen.sessions (customer_id, created_at des
 create index sessions_by_device on aizen.sessions (device_uid, created_at desc, id desc);
 create index sessions_waiting on aizen.sessions (customer_id, created_at desc, id desc)
     where status = 'pending_approval';
+create index sessions_by_end on aizen.sessions (closed_at) where closed_at is not null;
 create index sessions_due on aizen.sessions (expires_at) where status in ('pending_approval', 'active');
 
 create sequence aizen.queue_place;
 
 -- `parameters` and `result` are json, not jsonb: the digest is of the numbers as they were written.
 -- `claim_by` is the earliest of expiry, session end and approval end; `due_at` is when the sweep must look again.
+-- `number` is the order of submission, which `created_at` cannot tell within a millisecond.
 -- `place` is the position in the queue, given when the command is queued and kept by redeliveries.
 create table aizen.commands (
     id uuid primary key,
@@ -105,6 +107,7 @@ create table aizen.commands (
     retry_of uuid,
     request_id text,
     approval jsonb,
+    number bigint generated always as identity,
     place bigint,
     created_at timestamptz not null,
     expires_at timestamptz not null,
@@ -120,7 +123,7 @@ create table aizen.commands (
     result json,
     result_digest bytea
 );
-create index commands_by_session on aizen.commands (session_id, created_at, id);
+create index commands_by_session on aizen.commands (session_id, number);
 create index commands_by_device on aizen.commands (device_uid, created_at desc, id desc);
 create index commands_open on aizen.commands (device_uid)
     where status in ('pending_approval', 'queued', 'claimed', 'cancel_requested');
@@ -146,6 +149,7 @@ create table aizen.audit (
     details jsonb not null default '{}'
 );
 create index audit_by_customer on aizen.audit (customer_id, id desc);
+create index audit_by_age on aizen.audit (at);
 create index audit_by_session on aizen.audit (session_id, id) where session_id is not null;
 
 -- What changed and must still be told to Redis: the relay makes Redis agree with the row and announces it.
