@@ -13,7 +13,9 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from . import __version__
 from .api.keys import ApiOptions, Services
 from .api.setup import setup_api
+from .metrics import Metrics
 from .realtime.bus import Bus
+from .realtime.connection import ConnectionLimits
 from .realtime.feeds import Feeds
 from .realtime.live import LiveSockets
 from .realtime.tasks import end
@@ -28,6 +30,7 @@ from .services.device_sockets import DeviceSockets
 from .services.devices import Devices
 from .services.dispatch import Dispatcher
 from .services.enrollment import Enrollment
+from .services.gauges import Gauges
 from .services.heartbeats import Heartbeats
 from .services.instances import Instances
 from .services.portal_sockets import PortalSockets
@@ -70,6 +73,7 @@ class Gateway:
     sweep: Sweep
     recovery: Recovery
     retention: Retention
+    gauges: Gauges
     instances: Instances
     live: LiveSockets
 
@@ -77,12 +81,14 @@ class Gateway:
 GATEWAY = web.AppKey("GATEWAY", Gateway)
 
 
-def create_app(settings: Settings | None = None) -> web.Application:
+def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLimits | None = None) -> web.Application:
     """Wire one instance; without `settings` those of the environment, for tools that want a plain factory.
 
+    `socket_limits` are other bounds of sockets than those of the contract.
     Nothing is connected before the application starts, and nothing at import. Raises `SettingsError`.
     """
     settings = settings or Settings.from_env()
+    metrics = Metrics(__version__, settings.build)
     database = Database(
         PostgresOptions(
             settings.database_url,
@@ -90,7 +96,10 @@ def create_app(settings: Settings | None = None) -> web.Application:
             statement_cache=settings.database_statement_cache,
         )
     )
-    store = RedisStore.connect(RedisOptions(settings.redis_url, max_connections=settings.redis_max_connections))
+    store = RedisStore.connect(
+        RedisOptions(settings.redis_url, max_connections=settings.redis_max_connections),
+        timed=metrics.redis_seconds.observe,
+    )
     sessions = DeviceSessions(
         store, SessionRules(settings.device_session_ttl, settings.device_session_max_age, settings.rate_limit_device)
     )
@@ -98,15 +107,15 @@ def create_app(settings: Settings | None = None) -> web.Application:
     presence = Presence(store, sessions, settings.heartbeat_timeout, settings.instance_id)
     limits = Limits(store, customer=settings.rate_limit_customer, auth=settings.rate_limit_auth)
     events = EventStream(store)
-    dispatcher = Dispatcher(database, queue, events, sessions)
-    bus = Bus(store, settings.instance_id)
+    dispatcher = Dispatcher(database, queue, events, sessions, metrics)
+    bus = Bus(store, settings.instance_id, timed=metrics.fanout_seconds.observe)
     attendance = Attendance(database, presence, dispatcher)
     heartbeats = Heartbeats(database, presence, attendance, settings.heartbeat_interval)
-    claiming = Claiming(database, queue, dispatcher, heartbeats)
-    delivery = Delivery(database, queue, sessions, dispatcher, bus, claiming)
+    claiming = Claiming(database, queue, dispatcher, heartbeats, metrics)
+    delivery = Delivery(database, queue, sessions, dispatcher, bus, claiming, metrics)
     http = _Fetcher()
     verifier = SupabaseVerifier(settings.supabase_jwt_secret, settings.supabase_url, http.fetch)
-    live = LiveSockets()
+    live = LiveSockets(socket_limits, ended=lambda code: metrics.sockets_closed.labels(str(code or 1006)).inc())
     feeds = Feeds(bus, events)
     access = CustomerAccess(verifier, database, limits)
     commands = Commands(database, dispatcher, settings.diagnostic_types)
@@ -117,6 +126,12 @@ def create_app(settings: Settings | None = None) -> web.Application:
     def connections() -> Mapping[str, int]:
         return {"devices": len(device_sockets.open_sockets), "customers": len(portal_sockets.open_sockets)}
 
+    metrics.show_connections(
+        {
+            "device": lambda: len(device_sockets.open_sockets),
+            "customer": lambda: len(portal_sockets.open_sockets),
+        }
+    )
     system = System(database, store, _about(settings), connections)
 
     app = web.Application()
@@ -133,9 +148,8 @@ def create_app(settings: Settings | None = None) -> web.Application:
         attendance=attendance,
         sweep=Sweep(database, store, dispatcher),
         recovery=Recovery(database, store, dispatcher, attendance),
-        retention=Retention(
-            database, store, sessions_s=settings.command_retention, audit_s=settings.audit_retention
-        ),
+        retention=Retention(database, store, sessions_s=settings.command_retention, audit_s=settings.audit_retention),
+        gauges=Gauges(metrics, database, bus),
         instances=Instances(presence, device_sockets),
         live=live,
     )
@@ -161,7 +175,7 @@ def create_app(settings: Settings | None = None) -> web.Application:
         trusted_proxies=settings.trusted_proxies,
         socket_rate=settings.rate_limit_socket,
     )
-    setup_api(app, services=services, options=options)
+    setup_api(app, services=services, options=options, metrics=metrics)
     app.on_shutdown.append(_drain_sockets)
     app.cleanup_ctx.append(_live)
     return app
@@ -186,6 +200,7 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
             ("sweep", gateway.sweep),
             ("recovery", gateway.recovery),
             ("retention", gateway.retention),
+            ("gauges", gateway.gauges),
             ("instances", gateway.instances),
         )
     ]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
+# The machine is shared: how long an example took says nothing.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
+
 pytest_plugins = [
     "tests.support.servers",
     "tests.support.gateway",
@@ -10,4 +16,10 @@ pytest_plugins = [
     "tests.support.inside",
     "tests.support.bench",
     "tests.support.line",
+    "tests.support.portal",
+    "tests.support.pushes",
+    "tests.support.agents",
+    "tests.support.proxy",
+    "tests.support.cluster",
+    "tests.support.nginx",
 ]

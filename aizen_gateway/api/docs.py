@@ -1,4 +1,4 @@
-"""Serves the OpenAPI document and the page to read it, both made once when the application is put together."""
+"""Serves the OpenAPI and AsyncAPI documents and the page to read, made once when the application is put together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Documents:
     """The documents as they are sent; `policy` is the page's Content-Security-Policy."""
 
     openapi: bytes
+    asyncapi: bytes
     page: bytes
     policy: str
 
@@ -23,10 +24,15 @@ _CACHE = "public, max-age=300"
 
 
 async def document(call: Call[None]) -> web.Response:
-    return web.Response(
-        body=call.request.app[DOCUMENTS].openapi,
-        headers={"Content-Type": "application/json", "Cache-Control": _CACHE},
-    )
+    return _json(call.request.app[DOCUMENTS].openapi)
+
+
+async def socket_document(call: Call[None]) -> web.Response:
+    return _json(call.request.app[DOCUMENTS].asyncapi)
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, headers={"Content-Type": "application/json", "Cache-Control": _CACHE})
 
 
 async def page(call: Call[None]) -> web.Response:

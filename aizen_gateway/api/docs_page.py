@@ -39,7 +39,7 @@ def render(document: Document) -> bytes:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{escape(info['title'])}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
-        '<p><a href="/openapi.json">openapi.json</a></p>',
+        '<p><a href="/openapi.json">openapi.json</a>, and the sockets: <a href="/asyncapi.json">asyncapi.json</a></p>',
         *(f"<p>{_marked(paragraph)}</p>" for paragraph in info["description"].strip().split("\n\n")),
         *_security(document),
     ]

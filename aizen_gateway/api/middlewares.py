@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from ..domain.errors import GatewayError
+from ..domain.errors import GatewayError, Unavailable
 from ..domain.values import REQUEST_ID as REQUEST_ID_PATTERN
 from ..domain.values import Origin
 from ..logs import fresh_context
@@ -56,7 +56,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
         response = await handler(request)
         seconds = time.perf_counter() - started
         template = route_template(request)
-        request.app[METRICS].observe(request.method, template, response.status, seconds)
+        _count(request, template, response, seconds)
         _log.info(
             "request",
             method=printable(request.method, 32),
@@ -65,7 +65,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
             duration_ms=round(seconds * 1000, 3),
             bytes=_length(response),
             ip=ip,
-            **({"code": code} if (code := response.get(ERROR_CODE)) else {}),
+            **({"error_code": code} if (code := response.get(ERROR_CODE)) else {}),
         )
     return response
 
@@ -76,6 +76,8 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except GatewayError as error:
+        if isinstance(error, Unavailable):
+            _log.warning("unavailable", reason=error.message, cause=type(error.__cause__).__name__)
         return from_gateway_error(request, error)
     except web.HTTPException as error:
         return from_http_exception(request, error)
@@ -97,6 +99,12 @@ def put_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     headers["X-Content-Type-Options"] = "nosniff"
     headers.setdefault("Cache-Control", "no-store")
     headers["Server"] = "aizen-gateway"
+
+
+def _count(request: web.Request, template: str, response: web.StreamResponse, seconds: float) -> None:
+    # A socket's life is no answer's time; sockets have numbers of their own.
+    if not isinstance(response, web.WebSocketResponse):
+        request.app[METRICS].observe_request(request.method, template, response.status, seconds)
 
 
 def _length(response: web.StreamResponse) -> int:

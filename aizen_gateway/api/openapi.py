@@ -39,7 +39,7 @@ _RETRIED = frozenset({"RATE_LIMITED", "UNAVAILABLE", "IDEMPOTENCY_IN_PROGRESS"})
 
 def openapi_document(version: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document for this version of the gateway."""
-    plugin = MarshmallowPlugin(schema_name_resolver=_component_name)
+    plugin = MarshmallowPlugin(schema_name_resolver=component_name)
     spec = APISpec(
         title="Aizen gateway",
         version=version,
@@ -50,7 +50,7 @@ def openapi_document(version: str) -> dict[str, Any]:
         servers=[{"url": "/"}],
     )
     assert plugin.converter is not None
-    plugin.converter.add_attribute_function(_without_null_default)  # type: ignore[no-untyped-call]
+    plugin.converter.add_attribute_function(without_null_default)  # type: ignore[no-untyped-call]
     spec.components.schema("ErrorAnswer", schema=ErrorAnswer())
     for name, scheme in SECURITY_SCHEMES.items():
         spec.components.security_scheme(name, dict(scheme))
@@ -163,13 +163,14 @@ def _operation_id(route: Route) -> str:
     return route.method.lower() + "".join(words)
 
 
-def _component_name(schema: Any) -> str:
+def component_name(schema: Any) -> str:
+    """The name of a schema among the components of a document."""
     cls = resolver(schema)
     return str(cls)
 
 
-def _without_null_default(_converter: Any, _field: Any, ret: dict[str, Any], **_options: Any) -> dict[str, Any]:
-    # A service takes None for "not given", which is not a value that a client may send.
+def without_null_default(_converter: Any, _field: Any, ret: dict[str, Any], **_options: Any) -> dict[str, Any]:
+    """For the converter: a service takes None for "not given", which is not a value that a client may send."""
     if ret.get("default", ...) is None:
         del ret["default"]
     return {}

@@ -37,6 +37,7 @@ PUBLIC_ROUTES: Sequence[Route] = (
     ),
     _public("GET", "/version", health.version, summary="What is running", success=sv.VersionAnswer()),
     _public("GET", "/openapi.json", docs.document, summary="This API as OpenAPI"),
+    _public("GET", "/asyncapi.json", docs.socket_document, summary="The sockets as AsyncAPI"),
     _public("GET", "/docs", docs.page, summary="This API to read", media_type="text/html"),
 )
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
+from ..metrics import Metrics
+from .asyncapi import asyncapi_document
 from .docs import DOCUMENTS, Documents
 from .docs_page import content_security_policy, render
 from .keys import OPTIONS, SERVICES, ApiOptions, Services
-from .metrics import METRICS, HttpMetrics
+from .metrics import METRICS
 from .middlewares import answered, complete_headers, observed
 from .openapi import openapi_document
 from .routes import setup_routes
 
 
-def setup_api(app: web.Application, *, services: Services, options: ApiOptions) -> None:
+def setup_api(app: web.Application, *, services: Services, options: ApiOptions, metrics: Metrics) -> None:
     """Add routes, middlewares, CORS, metrics and documents to `app`; call it once, before the application starts."""
     app[SERVICES] = services
     app[OPTIONS] = options
-    app[METRICS] = HttpMetrics(options.version)
+    app[METRICS] = metrics
     app[DOCUMENTS] = _documents(options.version)
     app.middlewares.extend((observed, answered))
     app.on_response_prepare.append(complete_headers)
@@ -27,4 +29,5 @@ def setup_api(app: web.Application, *, services: Services, options: ApiOptions) 
 
 def _documents(version: str) -> Documents:
     document = openapi_document(version)
-    return Documents(orjson.dumps(document), render(document), content_security_policy())
+    sockets = orjson.dumps(asyncapi_document(version))
+    return Documents(orjson.dumps(document), sockets, render(document), content_security_policy())

@@ -12,7 +12,9 @@ from .. import __version__
 from ..logs import configure_logging
 from ..settings import Settings, SettingsError
 from ..storage.migrate import migrate as apply_schema
+from .audit import audit
 from .dev import agent, dev
+from .doctor import doctor
 from .operator import customer, device, member, token
 from .output import as_json, run, variable
 from .serve import serve as serve_until_stopped
@@ -49,5 +51,5 @@ def migrate(as_json: bool) -> None:
     run(work, as_json=as_json)
 
 
-for command in (dev, agent, customer, member, device, token):
+for command in (dev, agent, customer, member, device, token, audit, doctor):
     main.add_command(command)

@@ -10,8 +10,10 @@ from uuid import UUID
 
 import click
 
+from .. import __version__
 from ..domain.clock import from_ms
 from ..domain.values import OPERATOR, Origin, Role
+from ..metrics import Metrics
 from ..services.devices import Devices
 from ..services.dispatch import Dispatcher
 from ..services.operators import Operators
@@ -31,13 +33,14 @@ _ORIGIN = Origin(user_agent="aizen-gateway command line")
 
 
 @asynccontextmanager
-async def _database() -> AsyncIterator[Database]:
+async def database() -> AsyncIterator[Database]:
+    """The database of DATABASE_URL, for as long as the block lasts."""
     options = PostgresOptions(variable("DATABASE_URL"), pool_size=_ONE_CONNECTION, statement_cache=False)
-    database = Database(options)
+    opened = Database(options)
     try:
-        yield database
+        yield opened
     finally:
-        await database.close()
+        await opened.close()
 
 
 @asynccontextmanager
@@ -45,12 +48,14 @@ async def _devices() -> AsyncIterator[tuple[Devices, RedisStore]]:
     """The devices' service: what it does takes effect on every instance at once, so it needs Redis too."""
     store = RedisStore.connect(RedisOptions(variable("REDIS_URL")))
     try:
-        async with _database() as database:
+        async with database() as opened:
             # Nobody signs in here, so the rules of sessions do not matter.
             sessions = DeviceSessions(store, SessionRules(ttl_s=1, max_age_s=1, rate=0))
-            dispatcher = Dispatcher(database, Queue(store, sessions), EventStream(store), sessions)
+            dispatcher = Dispatcher(
+                opened, Queue(store, sessions), EventStream(store), sessions, Metrics(__version__, "command line")
+            )
             yield (
-                Devices(database, Presence(store, sessions, timeout_s=1, instance_id="command-line"), dispatcher),
+                Devices(opened, Presence(store, sessions, timeout_s=1, instance_id="command-line"), dispatcher),
                 store,
             )
             await dispatcher.clear_done()
@@ -63,8 +68,14 @@ def customer() -> None:
     """Customers."""
 
 
+def _not_blank(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("must not be blank.")
+    return value.strip()
+
+
 @customer.command("create")
-@click.option("--name", required=True, help="Its name.")
+@click.option("--name", required=True, callback=_not_blank, help="Its name.")
 @click.option("--id", "customer_id", type=click.UUID, help="Its UUID; made when not given.")
 @click.option("--require-second-approver", is_flag=True, help="Whoever proposed may not approve.")
 @as_json
@@ -72,8 +83,8 @@ def create_customer(name: str, customer_id: UUID | None, require_second_approver
     """Make a customer."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).create_customer(name, customer_id, second_approver=require_second_approver)
+        async with database() as opened:
+            return await Operators(opened).create_customer(name, customer_id, second_approver=require_second_approver)
 
     run(work, as_json=as_json)
 
@@ -84,8 +95,8 @@ def list_customers(as_json: bool) -> None:
     """List all customers."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).list_customers()
+        async with database() as opened:
+            return await Operators(opened).list_customers()
 
     run(work, as_json=as_json)
 
@@ -104,8 +115,8 @@ def add_member(customer_id: UUID, user_id: UUID, role: str, as_json: bool) -> No
     """Make a user a member, or give a member another role."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).add_member(customer_id, user_id, Role(role))
+        async with database() as opened:
+            return await Operators(opened).add_member(customer_id, user_id, Role(role))
 
     run(work, as_json=as_json)
 
@@ -118,8 +129,8 @@ def remove_member(customer_id: UUID, user_id: UUID, as_json: bool) -> None:
     """Take a membership away."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).remove_member(customer_id, user_id)
+        async with database() as opened:
+            return await Operators(opened).remove_member(customer_id, user_id)
 
     run(work, as_json=as_json)
 
@@ -131,8 +142,8 @@ def list_members(customer_id: UUID, as_json: bool) -> None:
     """List the members of a customer."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).list_members(customer_id)
+        async with database() as opened:
+            return await Operators(opened).list_members(customer_id)
 
     run(work, as_json=as_json)
 
@@ -149,8 +160,8 @@ def list_devices(customer_id: UUID, as_json: bool) -> None:
     """List the devices of a customer."""
 
     async def work() -> Mapping[str, Any]:
-        async with _database() as database:
-            return await Operators(database).list_devices(customer_id)
+        async with database() as opened:
+            return await Operators(opened).list_devices(customer_id)
 
     run(work, as_json=as_json)
 

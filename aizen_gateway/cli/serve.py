@@ -17,7 +17,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from ..api.metrics import METRICS
+from ..api.metrics import METRICS, metrics_application
 from ..api.server import GatewayRunner
 from ..app import GATEWAY, create_app
 from ..settings import Settings
@@ -136,8 +136,7 @@ async def _metrics(app: web.Application, settings: Settings) -> AsyncIterator[di
     if settings.metrics_bind is None:
         yield {}
         return
-    side = web.Application()
-    side.router.add_get("/metrics", app[METRICS].handle)
+    side = metrics_application(app[METRICS])
     runner = web.AppRunner(side, handle_signals=False, access_log=None, shutdown_timeout=_LEFTOVERS_S)
     await runner.setup()
     try:

@@ -16,10 +16,20 @@ import aiohttp
 import structlog
 
 from aizen_gateway import __version__
-from aizen_gateway.dev.agent_api import Announce, Backoff, GatewayClient, GatewayRefused, GatewayUnavailable, NotWelcome
+from aizen_gateway.dev.agent_api import (
+    Announce,
+    Backoff,
+    GatewayClient,
+    GatewayRefused,
+    GatewayUnavailable,
+    NotWelcome,
+    happens,
+)
 from aizen_gateway.dev.agent_commands import Commands
 from aizen_gateway.dev.agent_config import AgentConfig
 from aizen_gateway.dev.agent_disk import DiskThread
+from aizen_gateway.dev.agent_line import Line
+from aizen_gateway.dev.agent_socket import Pushes, no_redirects
 from aizen_gateway.dev.agent_state import AgentState, Credentials, StateUnusable, hash_of_code
 from aizen_gateway.dev.diagnostics import diagnostics_table
 from aizen_gateway.dev.diagnostics.metrics import CpuMeter, heartbeat_metrics
@@ -38,15 +48,17 @@ async def run_agent(config: AgentConfig, *, stop: asyncio.Event, announce: Annou
     """Be the device until `stop` is set, and leave nothing running behind.
 
     `announce(event, fields)` is called, on the event loop, with everything worth telling: `registered`, `signed_in`,
-    `heartbeat`, `claimed`, `started`, `lease_extended`, `finished`, `refused`, `repeat`, `reported`,
-    `result_dropped`, `released`, `trouble` and others; no field is ever a secret. Without it they are log lines.
+    `socket_open`, `socket_ended`, `heartbeat`, `claimed`, `started`, `lease_extended`, `finished`, `refused`,
+    `repeat`, `reported`, `result_dropped`, `released`, `superseded`, `trouble` and others; no field is ever a secret.
+    Without it they are log lines.
     Raises `NotWelcome` when the gateway refuses the device for good, and `StateUnusable`.
     """
     disk = DiskThread()
     try:
         state = await disk(AgentState.open, config.state_dir)
         try:
-            async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+            jar, tracing = aiohttp.DummyCookieJar(), [no_redirects()]
+            async with aiohttp.ClientSession(cookie_jar=jar, trace_configs=tracing) as session:
                 await _Agent(config, state, disk, session, announce or _log).run(stop)
         finally:
             await disk(state.close)
@@ -67,10 +79,12 @@ class _Agent:
         self._state = state
         self._disk = disk
         self._announce = announce
-        self._client = GatewayClient(session, config.base_url, config.device_id, announce)
+        away_s = config.away_ms / 1000
+        self._client = GatewayClient(session, config.base_url, config.device_id, announce, away_s=away_s)
+        self._line = Line(self._client, session, config, announce)
         targets = config.connectivity_targets or (config.gateway_target,)
         self._commands = Commands(
-            self._client,
+            self._line,
             state,
             disk,
             diagnostics=diagnostics_table(log_files=config.log_files, targets=targets),
@@ -80,6 +94,8 @@ class _Agent:
             backoff=self._backoff(),
             announce=announce,
         )
+        self._heartbeat_ms: float = _HEARTBEAT_MS
+        self._beat_now = asyncio.Event()
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -92,28 +108,31 @@ class _Agent:
                 return
             await connecting
             claiming = asyncio.create_task(self._claim())
-            sending = asyncio.create_task(self._commands.send_results())
+            sending = asyncio.create_task(self._commands.reports.run())
             beating = asyncio.create_task(self._beat())
             tasks += [claiming, sending, beating]
-            done, _ = await asyncio.wait({stopped, claiming, sending, beating}, return_when=asyncio.FIRST_COMPLETED)
+            if self._config.use_socket:
+                pushes = Pushes(self._commands.accept, self._commands.cancel, self._pace)
+                tasks.append(asyncio.create_task(self._line.run(pushes, self._on_open)))
+            done, _ = await asyncio.wait(set(tasks) - {connecting}, return_when=asyncio.FIRST_COMPLETED)
             for ended in done - {stopped}:
                 ended.result()
-            await self._wind_down(claiming, sending, beating)
+            await self._wind_down(*tasks)
         finally:
             await _end(*tasks)
             await self._commands.close()
 
-    async def _wind_down(self, claiming: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-        """Stop well, in steps of bounded length."""
+    async def _wind_down(self, *tasks: asyncio.Task[Any]) -> None:
+        """Stop well, in steps of bounded length. The socket is closed first: the gateway pushes nothing more."""
         grace_s = self._config.stop_grace_ms / 1000
         self._stopping = True
         self._announce("stopping", {"running": self._commands.running})
         self._commands.take_no_more()
-        await _end(claiming, *others)
+        await _end(*tasks)
         await self._commands.finish(grace_s)
         try:
             async with asyncio.timeout(grace_s):
-                await self._client.heartbeat({"status": HeartbeatStatus.OFFLINE.value})
+                await self._line.heartbeat({"status": HeartbeatStatus.OFFLINE.value})
         except (GatewayRefused, GatewayUnavailable, NotWelcome, TimeoutError):
             self._announce("trouble", {"doing": "saying goodbye", "reason": "the gateway was not reached"})
         self._announce("stopped", {})
@@ -169,7 +188,10 @@ class _Agent:
         backoff = self._backoff()
         loop = asyncio.get_running_loop()
         while not self._stopping:
+            await self._line.until_polling()
             room = await self._commands.room()
+            if self._line.has_socket:
+                continue
             asked_at = loop.time()
             try:
                 found = await self._poll(min(room, 10))
@@ -209,20 +231,31 @@ class _Agent:
         meter = await asyncio.to_thread(CpuMeter)
         await asyncio.sleep(_CPU_SAMPLE_S)
         while True:
+            await self._line.until_ours()
+            self._beat_now.clear()
             busy = self._commands.running >= self._config.concurrency
             status = HeartbeatStatus.BUSY if busy else HeartbeatStatus.ONLINE
             metrics = await asyncio.to_thread(heartbeat_metrics, meter)
             diagnostics = {"agent": __version__, "running": self._commands.running}
             body = {"status": status.value, "metrics": metrics, "diagnostics": diagnostics}
             try:
-                answer = await self._client.heartbeat(body)
+                answer = await self._line.heartbeat(body)
             except (GatewayUnavailable, GatewayRefused) as trouble:
                 await self._pause("heartbeat", trouble, backoff)
                 continue
             backoff.reset()
             self._announce("heartbeat", {"status": status.value, "pending_commands": answer.get("pendingCommands")})
-            pause_ms = self._config.heartbeat_ms or _next_heartbeat_ms(answer)
-            await asyncio.sleep(pause_ms / 1000 * random.uniform(0.9, 1.0))
+            self._heartbeat_ms = _within_reason(answer.get("nextHeartbeat"))
+            pause_ms = self._config.heartbeat_ms or self._heartbeat_ms
+            await happens(self._beat_now, pause_ms / 1000 * random.uniform(0.9, 1.0))
+
+    def _pace(self, heartbeat_ms: Any) -> None:
+        """The gateway says how often it wants to hear from this device."""
+        self._heartbeat_ms = _within_reason(heartbeat_ms)
+        self._beat_now.set()
+
+    def _on_open(self) -> None:
+        self._commands.reports.hurry()
 
     async def _pause(self, doing: str, trouble: GatewayUnavailable | GatewayRefused, backoff: Backoff) -> None:
         pause_s = backoff.next(trouble.retry_after_s if isinstance(trouble, GatewayUnavailable) else None)
@@ -233,9 +266,8 @@ class _Agent:
         return Backoff(self._config.retry_base_ms / 1000, self._config.retry_cap_ms / 1000)
 
 
-def _next_heartbeat_ms(answer: Mapping[str, Any]) -> float:
-    """What the gateway asks for, within reason: a second to an hour."""
-    asked = answer.get("nextHeartbeat")
+def _within_reason(asked: Any) -> float:
+    """Milliseconds between heartbeats as the gateway asks for them: a second to an hour, and half a minute for none."""
     if isinstance(asked, bool) or not isinstance(asked, int | float):
         return _HEARTBEAT_MS
     return min(max(float(asked), 1000.0), 3_600_000.0)

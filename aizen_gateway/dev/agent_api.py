@@ -24,8 +24,9 @@ _MAX_ANSWER = 2 * 1024 * 1024
 _CHUNK = 64 * 1024
 _CALL_TIMEOUT_S = 15.0
 _MAX_RETRY_AFTER_S = 3600.0
-_SUSPENDED_RETRY_S = 60.0
 _TRANSIENT = frozenset({408, 425, 429})
+
+USER_AGENT = f"aizen-gateway-agent/{__version__}"
 
 # Called with the name of what happened and its fields, none of them a secret.
 Announce = Callable[[str, Mapping[str, object]], None]
@@ -77,10 +78,27 @@ class Backoff:
         self._range_s = 0.0
 
 
-class GatewayClient:
-    """One device's calls. It signs in when it has no token, and once more when the gateway refuses the one it has."""
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Wait for `event` at most so long; return whether it happened, and be ready for the next time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    happened = event.is_set()
+    event.clear()
+    return happened
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, device_id: str, announce: Announce) -> None:
+
+class GatewayClient:
+    """One device's calls. It signs in when it has no token, and once more when the gateway refuses the one it has.
+
+    `away_s`: seconds that a suspended device stays away. `answered` counts the calls that went well.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, device_id: str, announce: Announce, *, away_s: float
+    ) -> None:
+        self.answered = 0
+        self._away_s = away_s
         self._announce = announce
         self._session = session
         self._root = base_url.rstrip("/") + "/api/v1/device"
@@ -122,7 +140,7 @@ class GatewayClient:
                 )
             except GatewayRefused as refused:
                 if refused.code == "DEVICE_SUSPENDED":
-                    raise GatewayUnavailable("the device is suspended", _SUSPENDED_RETRY_S) from None
+                    raise GatewayUnavailable("the device is suspended", self._away_s) from None
                 raise NotWelcome(f"sign-in refused: {refused}") from None
             token = answer.get("token")
             if not isinstance(token, str):
@@ -183,7 +201,7 @@ class GatewayClient:
         token: str | None = None,
         timeout_s: float = _CALL_TIMEOUT_S,
     ) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "User-Agent": f"aizen-gateway-agent/{__version__}"}
+        headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         if token is not None:
             headers["X-Device-Token"] = token
         data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
@@ -196,12 +214,14 @@ class GatewayClient:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:
-                retry_after_s = _seconds(response.headers.get("Retry-After"))
-                return _judge(response.status, await _read(response), retry_after_s)
+                retry_after_s = seconds(response.headers.get("Retry-After"))
+                answer = _judge(response.status, await _read(response), retry_after_s)
         except TimeoutError:
             raise GatewayUnavailable(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise GatewayUnavailable(f"not reached: {type(error).__name__}") from None
+        self.answered += 1
+        return answer
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -228,7 +248,7 @@ def _judge(status: int, data: bytes, retry_after_s: float | None) -> dict[str, A
     raise GatewayRefused(status, code, str(error.get("message", "")) if isinstance(error, dict) else "")
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def seconds(retry_after: str | None) -> float | None:
     """`Retry-After` in seconds; its other form, a date, is left out, as clocks of devices are not to be trusted."""
     try:
         return float(retry_after) if retry_after is not None and retry_after.strip().isdecimal() else None

@@ -1,4 +1,4 @@
-"""What becomes of a claimed command: run once, its result kept, and sent until the gateway has taken it.
+"""What becomes of a claimed command: run once, whichever way and however often it comes, and its result handed on.
 
 The journal decides. A command whose result is known is answered with that result under the new claim; a remediation
 that was started and whose end nobody knows is answered as interrupted; only what is left is run.
@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from aizen_gateway.dev.agent_api import Announce, Backoff, GatewayClient, GatewayRefused, GatewayUnavailable, NotWelcome
+from aizen_gateway.dev.agent_api import Announce, Backoff, GatewayRefused, GatewayUnavailable
 from aizen_gateway.dev.agent_disk import DiskThread
+from aizen_gateway.dev.agent_line import Line
+from aizen_gateway.dev.agent_reports import Reports
 from aizen_gateway.dev.agent_result import result_body
 from aizen_gateway.dev.agent_state import MAX_UNSENT, AgentState, EntryState, JournalEntry, JournalFull
 from aizen_gateway.dev.agent_work import Claimed, CommandRun, Ending
@@ -21,19 +23,13 @@ from aizen_gateway.dev.diagnostics import Diagnostic
 from aizen_gateway.domain.digest import command_digest
 from aizen_gateway.domain.values import ResultStatus
 
-_FINAL_CODES = frozenset(
-    {"INVALID_CLAIM_TOKEN", "CLAIM_EXPIRED", "COMMAND_NOT_FOUND", "COMMAND_ALREADY_COMPLETED", "COMMAND_CANCELED"}
-)
-_UNACCEPTABLE = frozenset({400, 413, 422})
-_FAILURES_IN_A_ROW = 3
-
 
 class Commands:
     """The commands in this agent's hands. `close` it whatever happens; `finish` before that ends them well."""
 
     def __init__(
         self,
-        client: GatewayClient,
+        line: Line,
         state: AgentState,
         disk: DiskThread,
         *,
@@ -44,21 +40,22 @@ class Commands:
         backoff: Backoff,
         announce: Announce,
     ) -> None:
-        self._client = client
+        self._line = line
         self._state = state
         self._disk = disk
         self._diagnostics = diagnostics
         self._remediations = remediations
         self._concurrency = concurrency
         self._visibility_timeout_ms = visibility_timeout_ms
-        self._backoff = backoff
         self._announce = announce
+        self._changed = asyncio.Event()
+        self.reports = Reports(line, state, disk, backoff=backoff, announce=announce, on_settled=self._changed.set)
         self._claims: dict[UUID, Claimed] = {}
         self._runs: dict[UUID, CommandRun] = {}
+        self._waiting: dict[UUID, asyncio.Timeout] = {}
+        self._unwanted: set[UUID] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failed_sends: dict[UUID, int] = {}
-        self._changed = asyncio.Event()
-        self._to_send = asyncio.Event()
+        self._places = asyncio.Semaphore(concurrency)
         self._stopping = False
 
     @property
@@ -96,27 +93,31 @@ class Commands:
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
-    def take_no_more(self) -> None:
-        """From now on hand back what is claimed, without beginning it."""
-        self._stopping = True
+    def cancel(self, data: Any) -> None:
+        """The gateway says that a command is not wanted any more: `{id, reason}`. One that is not in hand is none."""
+        try:
+            command, reason = UUID(data["id"]), data.get("reason")
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return
+        if command not in self._claims:
+            return
+        self._announce("cancel", {"command_id": str(command)})
+        self._unwanted.add(command)
+        if command in self._runs:
+            self._runs[command].stop(Ending.CANCELED, f"canceled: {reason}" if reason else "canceled on request")
+        elif command in self._waiting:
+            _end_now(self._waiting[command])
 
-    async def send_results(self) -> None:
-        """Send what is unsent, for ever; what an earlier run of the agent left comes first."""
-        while True:
-            self._to_send.clear()
-            trouble = await self._send_all()
-            if trouble is None:
-                self._backoff.reset()
-                await self._to_send.wait()
-            else:
-                pause_s = self._backoff.next(trouble.retry_after_s)
-                self._announce("send_again_later", {"reason": str(trouble), "seconds": round(pause_s, 2)})
-                await asyncio.sleep(pause_s)
+    def take_no_more(self) -> None:
+        """From now on hand back what is claimed, and what waits for its turn, without beginning it."""
+        self._stopping = True
+        for patience in self._waiting.values():
+            _end_now(patience)
 
     async def finish(self, grace_s: float) -> None:
         """Let the work end for `grace_s` seconds, then stop it: diagnostics are handed back, results are kept.
 
-        Call `take_no_more` first, and end `send_results`: what is unsent is tried once more here.
+        Call `take_no_more` first, and end `reports.run`: what is unsent is tried once more here.
         """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
@@ -124,11 +125,7 @@ class Commands:
             run.stop(Ending.STOPPING, "the agent was stopped")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._send_all()
-        except (TimeoutError, NotWelcome):
-            self._announce("send_again_later", {"reason": "the agent stops"})
+        await self.reports.last_try(grace_s)
 
     async def close(self) -> None:
         """End what still runs, and wait for it."""
@@ -157,20 +154,11 @@ class Commands:
             if body is None:
                 await self._release(latest)
                 return
-            await self._record(latest.id, latest.type, remediation, latest.claim_token, body)
+            await self.reports.keep(latest.id, latest.type, remediation, latest.claim_token, body)
         finally:
             self._claims.pop(claimed.id, None)
             self._runs.pop(claimed.id, None)
-
-    async def _record(
-        self, command: UUID, command_type: str, remediation: bool, claim_token: str, body: dict[str, Any]
-    ) -> None:
-        """Keep a result and have it sent. Without a working disk it is sent all the same."""
-        try:
-            await self._disk(self._state.record_result, command, command_type, remediation, claim_token, body)
-        except OSError as error:
-            self._announce("result_not_on_disk", {"command_id": str(command), "reason": error.strerror})
-        self._to_send.set()
+            self._unwanted.discard(claimed.id)
 
     async def _result_of(self, claimed: Claimed, remediation: bool) -> dict[str, Any] | None:
         """The body to send, from the journal or by running it; None when it was not done and may be done again."""
@@ -181,20 +169,43 @@ class Commands:
         work = self._remediations.get(claimed.type) if remediation else self._diagnostics[claimed.type]
         if work is None:
             return self._refuse(claimed, "unsupported on this device")
-        if remediation and (refusal := await self._objection(claimed, known)) is not None:
-            return self._refuse(claimed, refusal)
-        run = CommandRun(
-            self._claims[claimed.id],
-            work,
-            self._client,
-            extension_ms=min(self._visibility_timeout_ms, 300_000),
-            announce=self._announce,
-        )
+        if not await self._turn(claimed):
+            return None
+        try:
+            if remediation and (refusal := await self._objection(claimed, known)) is not None:
+                return self._refuse(claimed, refusal)
+            body = await self._run(claimed, work)
+        finally:
+            self._places.release()
+        if body is None and remediation:
+            return self._refuse(claimed, "interrupted: the agent was stopped while it ran")
+        return body
+
+    async def _turn(self, claimed: Claimed) -> bool:
+        """Wait for a place to work in; False when there is none while the claim is fresh, or the work is not wanted.
+
+        The gateway pushes without knowing what this device still has in hand from before its line was cut.
+        """
+        try:
+            async with asyncio.timeout(claimed.lease_s / 2) as patience:
+                self._waiting[claimed.id] = patience
+                if self._stopping or claimed.id in self._unwanted:
+                    return False
+                if len(await self._disk(self._state.unsent)) >= MAX_UNSENT:
+                    await asyncio.sleep(claimed.lease_s)
+                await self._places.acquire()
+                return True
+        except TimeoutError:
+            return False
+        finally:
+            del self._waiting[claimed.id]
+
+    async def _run(self, claimed: Claimed, work: Diagnostic) -> dict[str, Any] | None:
+        extension_ms = min(self._visibility_timeout_ms, 300_000)
+        run = CommandRun(self._claims[claimed.id], work, self._line, extension_ms=extension_ms, announce=self._announce)
         self._runs[claimed.id] = run
         self._announce("started", {"command_id": str(claimed.id), "type": claimed.type})
         body = await run.run()
-        if body is None and remediation:
-            return self._refuse(claimed, "interrupted: the agent was stopped while it ran")
         if body is not None:
             fields = {"status": body["status"], "duration_ms": body["duration"], "reason": body.get("error")}
             told = {name: value for name, value in fields.items() if value is not None}
@@ -228,55 +239,12 @@ class Commands:
     async def _release(self, claimed: Claimed) -> None:
         """Hand it back. Where that fails, the lease runs out by itself."""
         try:
-            await self._client.release(claimed.id, claimed.claim_token)
+            await self._line.release(claimed.id, claimed.claim_token)
         except (GatewayRefused, GatewayUnavailable) as error:
             self._announce("not_released", {"command_id": str(claimed.id), "reason": str(error)})
         else:
             self._announce("released", {"command_id": str(claimed.id), "type": claimed.type})
 
-    async def _send_all(self) -> GatewayUnavailable | None:
-        """Send each unsent result once, those that failed least often first, and return the last trouble, if any."""
-        trouble: GatewayUnavailable | None = None
-        failures = 0
-        unsent = await self._disk(self._state.unsent)
-        for entry in sorted(unsent, key=lambda entry: self._failed_sends.get(entry.id, 0)):
-            try:
-                await self._send(entry)
-            except GatewayUnavailable as unavailable:
-                self._failed_sends[entry.id] = self._failed_sends.get(entry.id, 0) + 1
-                trouble = unavailable
-                failures += 1
-                if failures == _FAILURES_IN_A_ROW:
-                    break
-            else:
-                self._failed_sends.pop(entry.id, None)
-                failures = 0
-        return trouble
 
-    async def _send(self, entry: JournalEntry) -> None:
-        """Send one result, and settle it when the gateway has had its last word. Raises `GatewayUnavailable`."""
-        told: dict[str, object] = {"command_id": str(entry.id), "type": entry.type}
-        body = entry.body or {}
-        try:
-            answer = await self._client.report(entry.id, {"claimToken": entry.claim_token, **body})
-        except GatewayRefused as refused:
-            if refused.status in _UNACCEPTABLE and (body.get("result") or "output" in body):
-                await self._send_less(entry, refused)
-                return
-            if refused.code not in _FINAL_CODES and refused.status not in _UNACCEPTABLE:
-                raise GatewayUnavailable(str(refused)) from None
-            self._announce("result_dropped", {**told, "reason": refused.code})
-        else:
-            self._announce("reported", {**told, "status": answer.get("status"), "late": answer.get("late")})
-        try:
-            await self._disk(self._state.settle, entry.id, entry.claim_token)
-        except OSError as error:
-            self._announce("result_not_on_disk", {**told, "reason": error.strerror})
-        self._changed.set()
-
-    async def _send_less(self, entry: JournalEntry, refused: GatewayRefused) -> None:
-        """The gateway cannot take this result, now or later: let it at least know how the command ended."""
-        body = dict(entry.body or {})
-        body.pop("output", None)
-        body |= {"result": {}, "error": f"the gateway did not take the full result: {refused.code}"}
-        await self._record(entry.id, entry.type, entry.remediation, entry.claim_token, body)
+def _end_now(patience: asyncio.Timeout) -> None:
+    patience.reschedule(asyncio.get_running_loop().time())

@@ -7,7 +7,6 @@ is given, and says how that ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Mapping
@@ -17,7 +16,8 @@ from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID
 
-from aizen_gateway.dev.agent_api import Announce, Backoff, GatewayClient, GatewayRefused, GatewayUnavailable
+from aizen_gateway.dev.agent_api import Announce, Backoff, GatewayRefused, GatewayUnavailable, happens
+from aizen_gateway.dev.agent_line import Line
 from aizen_gateway.dev.agent_result import result_body
 from aizen_gateway.dev.diagnostics import CannotRun, Diagnostic, Outcome, Parameters
 from aizen_gateway.domain.values import ResultStatus
@@ -93,11 +93,11 @@ class CommandRun:
     """Runs one claim. `run` it once; `renew` it when the same command is claimed again meanwhile."""
 
     def __init__(
-        self, claimed: Claimed, work: Diagnostic, client: GatewayClient, *, extension_ms: int, announce: Announce
+        self, claimed: Claimed, work: Diagnostic, line: Line, *, extension_ms: int, announce: Announce
     ) -> None:
         self.claimed = claimed
         self._work = work
-        self._client = client
+        self._line = line
         self._extension_ms = extension_ms
         self._announce = announce
         self._renewed = asyncio.Event()
@@ -148,12 +148,12 @@ class CommandRun:
         pause_s = lease_s / 2
         while True:
             # Jitter: many devices that claimed together do not extend together.
-            if await self._renewed_within(pause_s * random.uniform(0.85, 1.0)):
+            if await happens(self._renewed, pause_s * random.uniform(0.85, 1.0)):
                 pause_s = self.claimed.lease_s / 2
                 continue
             token = self.claimed.claim_token
             try:
-                answer = await self._client.extend(self.claimed.id, token, self._extension_ms)
+                answer = await self._line.extend(self.claimed.id, token, self._extension_ms)
             except GatewayUnavailable as unavailable:
                 pause_s = backoff.next(unavailable.retry_after_s)
                 continue
@@ -173,14 +173,6 @@ class CommandRun:
             backoff.reset()
             self._announce("lease_extended", {"command_id": str(self.claimed.id)})
             pause_s = self._extension_ms / 2000
-
-    async def _renewed_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._renewed.wait()
-        was_renewed = self._renewed.is_set()
-        self._renewed.clear()
-        return was_renewed
 
 
 def _judge(work: asyncio.Future[Outcome], ending: Ending, why: str) -> tuple[ResultStatus, Outcome | None, str | None]:

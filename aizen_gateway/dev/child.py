@@ -97,15 +97,17 @@ async def stop(process: subprocess.Popen[bytes], signals: Iterable[signal.Signal
                 break
     finally:
         if process.poll() is None:
-            process.kill()
+            # With the programs that it runs itself, as initdb does; one that has just ended may not be signalled.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
     return status
 
 
-def working_in(directory: Path) -> list[int]:
-    """Return the ids of the processes whose working directory is `directory`: those that serve the data in it."""
-    place = str(directory.resolve())
-    return [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == place]
+def working_in(*directories: Path) -> list[int]:
+    """Return the ids of the processes whose working directory is one of these: those that work on the data in it."""
+    places = {str(directory.resolve()) for directory in directories}
+    return [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] in places]
 
 
 def tail(log: Path) -> str:

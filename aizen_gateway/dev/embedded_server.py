@@ -182,9 +182,9 @@ class EmbeddedServer(ABC):
             shutil.rmtree(self._unfinished)
 
     async def _await_predecessor(self) -> None:
-        """Let a server whose starter was killed finish its own end; two on the same data would destroy them."""
+        """Let what a killed starter left finish its own end; two servers on the same data would destroy them."""
         deadline = monotonic() + _PREDECESSOR_S
-        while left := await asyncio.to_thread(child.working_in, self._store):
+        while left := await asyncio.to_thread(child.working_in, self._store, self._unfinished):
             if monotonic() > deadline:
                 raise EmbeddedServerError(
                     f"another {self.title} works on {self.data_dir}, in process {left[0]}; stop it first"

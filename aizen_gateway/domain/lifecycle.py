@@ -55,6 +55,12 @@ def is_final(status: S) -> bool:
     return status not in OPEN
 
 
+def is_stopped(command: Command) -> bool:
+    """Whether a device that took this command is to stop: it was canceled while the device had it."""
+    forced = command.status is S.CANCELED and command.claimed_at is not None and command.result is None
+    return command.status is S.CANCEL_REQUESTED or forced
+
+
 def due_at(command: Command) -> datetime | None:
     """When time alone will next change this command; None once it has ended."""
     if command.status in HELD:

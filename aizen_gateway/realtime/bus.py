@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
@@ -56,7 +56,8 @@ class Listener:
     async def wait(self, seconds: float) -> bool:
         """Wait for a message for at most `seconds`; return whether one came."""
         try:
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
         except TimeoutError:
             return False
         self._woken.clear()
@@ -66,8 +67,13 @@ class Listener:
 class Bus:
     """Owns the subscriber. `start` and `stop` belong to the application; `listen` to whoever waits."""
 
-    def __init__(self, store: RedisStore, instance_id: str) -> None:
+    def __init__(
+        self, store: RedisStore, instance_id: str, *, timed: Callable[[float], None] = lambda _seconds: None
+    ) -> None:
+        """`timed` is told the seconds that each message of this instance to itself took."""
         self._store = store
+        self._timed = timed
+        self._pinged_at = 0.0
         self._control = f"aizen:instance:{instance_id}"
         self._handlers: dict[str, set[Handler]] = {}
         self._idle: dict[str, float] = {}
@@ -87,6 +93,11 @@ class Bus:
             self._task = None
 
     @property
+    def channels(self) -> int:
+        """How many channels are joined."""
+        return len(self._joined)
+
+    @property
     def connected(self) -> bool:
         """Whether the subscriber has heard itself lately."""
         return time.monotonic() - self._heard < _SILENCE
@@ -101,7 +112,8 @@ class Bus:
     async def confirmed(self, channel: str) -> None:
         """Wait until the server has confirmed `channel`: nothing later is missed. Raises `Unavailable`."""
         try:
-            await asyncio.wait_for(self._confirmed[channel].wait(), _CONFIRM)
+            async with asyncio.timeout(_CONFIRM):
+                await self._confirmed[channel].wait()
         except TimeoutError as error:
             raise Unavailable("Redis is not reachable.") from error
 
@@ -157,7 +169,7 @@ class Bus:
 
     async def _serve(self) -> None:
         """One life of the subscriber connection; ends by an error."""
-        pubsub = self._store.client.pubsub()
+        pubsub = self._store.subscriber()
         tasks: list[asyncio.Task[None]] = []
         try:
             self._joined = set()
@@ -191,6 +203,8 @@ class Bus:
             if kind == "subscribe" and channel in self._confirmed:
                 self._confirm(channel)
             elif kind == "message":
+                if channel == self._control:
+                    self._timed(self._heard - self._pinged_at)
                 for handler in tuple(self._handlers.get(channel, ())):
                     _deliver(handler, message["data"])
 
@@ -226,6 +240,7 @@ class Bus:
         """Hear oneself: a server that hangs without closing is noticed by nothing else. Leaves idle channels too."""
         while True:
             # Only silence counts: a ping that cannot be sent says nothing of the subscriber's own connection.
+            self._pinged_at = time.monotonic()
             with suppress(Unavailable, TimeoutError):
                 await asyncio.wait_for(self._store.call("PUBLISH", self._control, "ping"), _PING_EVERY)
             await asyncio.sleep(_PING_EVERY)

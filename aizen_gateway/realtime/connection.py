@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -34,6 +35,23 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4403
     SUPERSEDED = 4409
     TOO_MANY_MESSAGES = 4429
+
+
+# What a client is to make of each.
+CLOSE_MEANINGS: Mapping[CloseCode, str] = {
+    CloseCode.NORMAL: "The client has closed, and this is the answer.",
+    CloseCode.GOING_AWAY: "The instance goes away (reason `draining`): connect again, after a random moment.",
+    CloseCode.UNSUPPORTED: "A binary frame came: only text frames are understood.",
+    CloseCode.INVALID_DATA: "A frame that is not UTF-8, or the third one that is no JSON object.",
+    CloseCode.POLICY: "The socket may not be had like this; the reason is an error code.",
+    CloseCode.TOO_BIG: "A frame of more than 256 KiB came.",
+    CloseCode.INTERNAL_ERROR: "The gateway failed: connect again, after a random moment.",
+    CloseCode.TRY_AGAIN_LATER: "The client reads too slowly, or what the gateway needs is away: connect again.",
+    CloseCode.UNAUTHENTICATED: "The token is missing, not valid, expired, rotated or logged out: get another one.",
+    CloseCode.FORBIDDEN: "The device is suspended or deleted, or the user belongs to no customer any more.",
+    CloseCode.SUPERSEDED: "A newer connection of the same device is open: do not connect again at once.",
+    CloseCode.TOO_MANY_MESSAGES: "Too many messages within a minute: send less.",
+}
 
 
 class Wire(Protocol):
@@ -89,6 +107,9 @@ class Connection:
         self._heard_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._force: asyncio.TimerHandle | None = None
+        self._on_end: list[Callable[[], None]] = []
+        # Set while we do not read, because we are behind with what the peer has said: its silence means nothing.
+        self.deaf = False
 
     @property
     def ending(self) -> bool:
@@ -131,6 +152,12 @@ class Connection:
         self._ready.set()
         self._roomy.set()
         self._force = self._loop.call_later(self._limits.close_within, self._wire.abort)
+        for callback in self._on_end:
+            callback()
+
+    def when_ending(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called at the moment the socket begins to end, whoever ends it."""
+        self._on_end.append(callback)
 
     def abort(self) -> None:
         """End at once, whatever is queued."""
@@ -193,7 +220,7 @@ class Connection:
         self._timer = self._loop.call_later(self._limits.pong_within, self._check, self._loop.time())
 
     def _check(self, pinged_at: float) -> None:
-        if self._heard_at >= pinged_at:
+        if self._heard_at >= pinged_at or self.deaf:
             self._schedule_ping()
             return
         _log.info("peer fell silent", connection_id=str(self.id))

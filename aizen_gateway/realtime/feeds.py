@@ -1,40 +1,40 @@
 """The events of a customer on their way to its local sockets: in order, without gaps, each once (contract section 6).
 
-An instance follows the channel of a customer while it has a socket of it. After any gap of the subscriber it reads the
-customer's stream from the last event it saw, so sockets notice nothing.
+An instance follows the channel of a customer while it has a socket of it. Each event names its predecessor, so a feed
+that missed one notices, and reads the customer's stream from the last event it saw: sockets notice nothing.
+
+A socket that asks for the past leaves the live events alone for a while and reads with a cursor of its own, no faster
+than its peer does; where the cursor meets the feed it is live again. So nothing has to be kept for it meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from uuid import UUID
+
+import structlog
 
 from ..domain.errors import Unavailable
 from ..storage import keys
-from ..storage.events import EventStream, StoredEvent, event_id
+from ..storage.events import BEGINNING, EventStream, Order, Page, StoredEvent, event_id, order_of
 from .bus import Bus
 from .connection import CloseCode, Connection
+from .tasks import end
 
-# The room that hears everything.
-EVERYTHING = "customer"
-_RETRY_S = 0.5
-# More than a stream holds: a socket that is this far behind while its past is replayed is too slow.
-MOST_WAITING = 4_096
+# Seconds.
+_RETRY = 0.5
+_REACH = 2.0
+_STALLED = 30.0
+# What a feed keeps at hand of what it delivered, for sockets that just missed it, and of what it heard while it reads.
+_MOST_RECENT = 128
+_MOST_RECENT_OCTETS = 256 * 1024
 
-
-@dataclass(slots=True)
-class Room:
-    """A socket's membership. Events up to `floor` have been replayed or are not wanted.
-
-    While its past is being read, `waiting` collects what comes meanwhile.
-    """
-
-    floor: tuple[int, int]
-    waiting: deque[StoredEvent] | None = None
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +46,44 @@ class Past:
     complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """What a socket has yet to get: after `start` and up to `until` the events of `room` alone, then of all its rooms.
+
+    `first` are the first of these events, None when they have to be read.
+    """
+
+    room: str
+    start: Order
+    until: Order
+    first: Sequence[StoredEvent] | None
+
+
 @dataclass(eq=False, slots=True)
 class Subscriber:
-    """A portal socket with the rooms it is in."""
+    """A portal socket with the rooms it is in, each with the place after which it has brought all its events.
+
+    While `replay` is there live events pass it by. Up to `reached` it has got what it gets.
+    """
 
     connection: Connection
-    rooms: dict[str, Room] = field(default_factory=dict)
+    rooms: dict[str, Order] = field(default_factory=dict)
+    reached: Order = BEGINNING
+    replay: _Replay | None = None
 
     def offer(self, event: StoredEvent) -> None:
-        """Send a live event, once, if a room of it is joined; keep it where a room's past is still being read."""
-        catching_up: Room | None = None
-        for name in (*event.rooms, EVERYTHING):
-            room = self.rooms.get(name)
-            if room is None or event.order <= room.floor:
-                continue
-            if room.waiting is None:
-                self.connection.send(event.frame)
-                return
-            catching_up = room
-        if catching_up is not None and catching_up.waiting is not None:
-            catching_up.waiting.append(event)
-            if len(catching_up.waiting) > MOST_WAITING:
-                self.connection.end(CloseCode.TRY_AGAIN_LATER, "slow consumer")
+        """Send a live event, once, if it is for a room that the socket is in."""
+        if self.replay is None and event.order > self.reached and self.hears(event):
+            self.connection.send(event.frame)
 
-    def has(self, event: StoredEvent, besides: str) -> bool:
-        """Whether another room than `besides` has brought this event to the socket already."""
-        return any(
-            name != besides and room.waiting is None and event.order > room.floor
-            for name in (*event.rooms, EVERYTHING)
-            if (room := self.rooms.get(name)) is not None
-        )
+    def hears(self, event: StoredEvent, besides: str = "") -> bool:
+        """Whether a room other than `besides` brings this event to the socket, or has done so."""
+        rooms = self.rooms
+        return any(name in rooms and event.order > rooms[name] for name in event.rooms if name != besides)
+
+    def missed(self, event: StoredEvent, room: str) -> bool:
+        """Whether an event of the past is for `room`, and no other room has brought it."""
+        return room in event.rooms and not self.hears(event, besides=room)
 
 
 class Feed:
@@ -86,94 +94,191 @@ class Feed:
         self.subscribers: set[Subscriber] = set()
         self._stream = stream
         self._beginning = asyncio.Lock()
-        self._last: tuple[int, int] | None = None
-        self._lost = True
-        self._held: list[StoredEvent] = []
+        self._begun = False
+        self._last = BEGINNING
+        self._recent: deque[StoredEvent] = deque()
+        self._octets = 0
+        # Heard while something else was read; what is pushed out of it is read instead.
+        self._held: deque[StoredEvent] = deque(maxlen=_MOST_RECENT)
+        self._doubtful = False
         self._mending: asyncio.Task[None] | None = None
 
     def message(self, data: str) -> None:
         """A published event. While a gap is being mended it waits for what came before it."""
-        event = StoredEvent.published(data)
-        if self._lost:
-            self._held.append(event)
-        else:
-            self._deliver([event])
+        self._held.append(StoredEvent.published(data))
+        if self._begun and self._mending is None:
+            self._take_held()
 
     def gap(self) -> None:
         """The subscriber may have missed events: read them from the stream."""
-        if self._last is not None:
-            self._lost = True
-            if self._mending is None or self._mending.done():
-                self._mending = asyncio.create_task(self._mend(), name="feed-mend")
+        self._doubtful = True
+        self._mend_if_doubtful()
 
     async def begin(self) -> None:
         """Start, once, where the stream now ends; the channel must be joined. Raises `Unavailable`."""
         async with self._beginning:
-            if self._last is None:
-                self._last = await self._stream.tail(self.customer_id) or (0, 0)
-                self._release()
+            if not self._begun:
+                self._last = await self._stream.tail(self.customer_id)
+                self._begun = True
+                self._take_held()
 
     async def stop(self) -> None:
         """End the mending that may be under way."""
         if self._mending is not None:
-            self._mending.cancel()
-            await asyncio.gather(self._mending, return_exceptions=True)
+            await end(self._mending)
+
+    def _take_held(self) -> None:
+        """Deliver what was heard, so far as it follows what was delivered."""
+        while self._held:
+            event = self._held.popleft()
+            if event.order <= self._last:
+                continue
+            if event.previous == self._last:
+                self._deliver(event)
+            else:
+                self._doubtful = True
+        self._mend_if_doubtful()
+
+    def _deliver(self, event: StoredEvent) -> None:
+        self._last = event.order
+        self._recent.append(event)
+        self._octets += len(event.frame)
+        while len(self._recent) > _MOST_RECENT or self._octets > _MOST_RECENT_OCTETS:
+            self._octets -= len(self._recent.popleft().frame)
+        for subscriber in tuple(self.subscribers):
+            subscriber.offer(event)
+
+    def _mend_if_doubtful(self) -> None:
+        if self._doubtful and self._begun and self._mending is None:
+            self._mending = asyncio.create_task(self._mend(), name="feed-mend")
 
     async def _mend(self) -> None:
-        while self._lost:
+        """Read on from the last event until nothing can be missing."""
+        try:
+            while self._doubtful:
+                self._doubtful = False
+                page = await self._patient_page(self._last, lambda: False)
+                if page.complete:
+                    for event in page.events:
+                        self._deliver(event)
+                else:
+                    self._lose(page)
+                if page.reached < page.tail:
+                    self._doubtful = True
+                self._take_held()
+        finally:
+            self._mending = None
+
+    def _lose(self, page: Page) -> None:
+        """Events are gone that nobody here saw: only a resumed subscription can tell a portal so."""
+        _log.warning("events lost", customer_id=str(self.customer_id), sockets=len(self.subscribers))
+        self._recent.clear()
+        self._octets = 0
+        self._last = page.tail
+        for subscriber in tuple(self.subscribers):
+            if subscriber.rooms:
+                subscriber.connection.end(CloseCode.TRY_AGAIN_LATER, "events lost")
+
+    async def _patient_page(self, after: Order, over: Callable[[], bool]) -> Page:
+        """A page of the stream, waited for while Redis is away unless it is `over`: then raises `Unavailable`."""
+        while True:
             try:
-                missed = await self._stream.after(self.customer_id, self._last or (0, 0))
+                return await self._stream.page(self.customer_id, after)
             except Unavailable:
-                await asyncio.sleep(_RETRY_S)
-                continue
-            self._deliver(missed)
-            self._release()
+                if over():
+                    raise
+                await asyncio.sleep(_RETRY)
 
-    def _release(self) -> None:
-        self._lost = False
-        held, self._held = self._held, []
-        self._deliver(held)
+    async def _reach(self, order: Order) -> None:
+        """Have the feed deliver up to `order`, which is in the stream. Raises `Unavailable`."""
+        if self._last < order:
+            self.gap()
+            if self._mending is not None:
+                await asyncio.wait({self._mending}, timeout=_REACH)
+            if self._last < order:
+                raise Unavailable("Redis is not reachable.")
 
-    def _deliver(self, events: Iterable[StoredEvent]) -> None:
-        for event in events:
-            if self._last is not None and event.order <= self._last:
-                continue
-            self._last = event.order
-            for subscriber in tuple(self.subscribers):
-                subscriber.offer(event)
+    def _at_hand(self, after: Order) -> Sequence[StoredEvent] | None:
+        """All that was delivered after the event `after`, None when it has to be read."""
+        if after == self._last:
+            return ()
+        for number, event in enumerate(self._recent):
+            if event.previous == after:
+                return list(islice(self._recent, number, None))
+        return None
 
     async def join(self, subscriber: Subscriber, room: str, after: str | None) -> Past:
-        """Join `room` and find what came after the event id `after`; `finish` then replays it and goes live.
+        """Join `room` and find what came after the event id `after`; `finish` then replays it.
 
-        What happens meanwhile waits, so that nothing is missed or repeated. Raises `Unavailable`.
+        Until `finish` the socket gets no events, so that the answer goes first. Joining again without `after` changes
+        nothing. Raises `Unavailable`; then nothing has changed either.
         """
-        joined = Room((0, 0), waiting=deque())
-        subscriber.rooms[room] = joined
-        try:
-            read = await self._stream.read(self.customer_id, after)
-        except BaseException:
-            subscriber.rooms.pop(room, None)
-            raise
-        assert joined.waiting is not None
-        wanted = [
-            event
-            for event in read.events
-            if room in (*event.rooms, EVERYTHING) and not subscriber.has(event, besides=room)
-        ]
-        joined.floor = read.tail or (0, 0)
-        joined.waiting = deque([*wanted, *(event for event in joined.waiting if event.order > joined.floor)])
-        return Past(event_id(read.tail) if read.tail else None, len(wanted), read.complete)
+        asked = order_of(after) if after is not None else None
+        if asked is None:
+            await self._reach(await self._stream.tail(self.customer_id))
+            subscriber.rooms.setdefault(room, self._last)
+            return self._past(0, complete=after is None)
 
-    @staticmethod
-    async def finish(subscriber: Subscriber, room: str) -> None:
-        """Send what waited, no faster than the peer reads, and go live."""
-        joined = subscriber.rooms.get(room)
-        if joined is None or joined.waiting is None:
+        page = await self._stream.page(self.customer_id, asked)
+        complete, start = page.complete, page.events[0].previous if page.events else page.tail
+        count, first = 0, page.events if page.reached == page.tail else None
+        while True:
+            count += sum(subscriber.missed(event, room) for event in page.events)
+            if page.reached == page.tail:
+                pass
+                rest = self._at_hand(page.reached)
+                if rest is not None:
+                    break
+                first = None
+            page = await self._stream.page(self.customer_id, page.reached)
+            complete = complete and page.complete
+        # Nothing is awaited from here on: what comes after the feed's last event is for the cursor.
+        count += sum(subscriber.missed(event, room) for event in rest)
+        subscriber.rooms[room] = min(asked, self._last, subscriber.rooms.get(room, self._last))
+        if count:
+            first = [*first, *rest] if first is not None else None
+            subscriber.replay = _Replay(room, start, self._last, first)
+        return self._past(count, complete=complete)
+
+    def _past(self, replayed: int, *, complete: bool) -> Past:
+        return Past(event_id(self._last) if self._last > BEGINNING else None, replayed, complete)
+
+    async def finish(self, subscriber: Subscriber) -> None:
+        """Send what was missed, no faster than the peer reads, until the socket is where the feed is."""
+        replay, connection = subscriber.replay, subscriber.connection
+        if replay is None:
             return
-        while joined.waiting and not subscriber.connection.ending:
-            await subscriber.connection.roomy()
-            subscriber.connection.send(joined.waiting.popleft().frame)
-        joined.waiting = None
+        position, events = replay.start, replay.first
+        while not connection.ending:
+            if events is None:
+                events = self._at_hand(position)
+            if events is None:
+                page = await self._patient_page(position, lambda: connection.ending)
+                if not page.complete:
+                    connection.end(CloseCode.TRY_AGAIN_LATER, "events lost")
+                    return
+                events = page.events
+                if not events:
+                    # Redis knows less than was heard of it: the feed is about to notice.
+                    await asyncio.sleep(_RETRY)
+            for event in events:
+                past = event.order <= replay.until
+                if subscriber.missed(event, replay.room) if past else subscriber.hears(event):
+                    await _room_for_more(connection)
+                    connection.send(event.frame)
+                position = event.order
+            events = None
+            if position >= self._last:
+                subscriber.reached, subscriber.replay = position, None
+                return
+
+
+async def _room_for_more(connection: Connection) -> None:
+    try:
+        async with asyncio.timeout(_STALLED):
+            await connection.roomy()
+    except TimeoutError:
+        connection.end(CloseCode.TRY_AGAIN_LATER, "slow consumer")
 
 
 class Feeds:

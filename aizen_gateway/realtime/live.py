@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..domain.errors import Unavailable
@@ -18,8 +18,12 @@ _PAUSE = 0.1
 class LiveSockets:
     """Knows every open socket. While draining, none is taken any more."""
 
-    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, limits: ConnectionLimits | None = None, *, ended: Callable[[int | None], None] = lambda _code: None
+    ) -> None:
+        """`ended` is told the gateway's close code of each socket, None when there was none."""
         self.limits = limits or ConnectionLimits()
+        self._ended = ended
         self._connections: set[Connection] = set()
         self._draining = False
         self._empty = asyncio.Event()
@@ -45,6 +49,7 @@ class LiveSockets:
             yield
         finally:
             self._connections.discard(connection)
+            self._ended(connection.close_code)
             if not self._connections:
                 self._empty.set()
 

@@ -109,6 +109,9 @@ class DeviceAccess:
     def __init__(self, sessions: DeviceSessions) -> None:
         self._sessions = sessions
 
-    async def enter(self, token: str | None) -> DeviceCaller:
-        """Check and slide the session. Raises `Unauthenticated`, `RateLimited`, `Unavailable`."""
-        return await self._sessions.enter(token)
+    async def enter(self, token: str | None, *, counted: bool = True) -> DeviceCaller:
+        """Check and slide the session. Unless `counted`, the call does not count against the device's limit.
+
+        Raises `Unauthenticated`, `RateLimited`, `Unavailable`.
+        """
+        return await self._sessions.enter(token, counted=counted)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from ..domain.clock import rfc3339_or_none
+from ..domain.lifecycle import is_stopped
 from ..domain.records import Command, Device, Session
 from ..domain.values import CommandStatus, SessionStatus
 from ..domain.views import command_view, device_status, session_view
@@ -36,7 +37,7 @@ def of(change: Change) -> Iterator[Announcement]:
         rooms = (f"session:{record.session_id}", f"device:{record.device_id}")
         payload = {"command": command_view(record)}
         yield Announcement(f"command:{record.id}", rooms, _event("command_update", payload, change))
-        if change.change == "proposed":
+        if change.change == "proposed" and record.status is CommandStatus.PENDING_APPROVAL:
             yield Announcement(f"asked:{record.id}", rooms, _event("approval_requested", payload, change))
     elif isinstance(record, Session):
         rooms = (f"session:{record.id}", f"device:{record.device_id}")
@@ -44,19 +45,22 @@ def of(change: Change) -> Iterator[Announcement]:
         yield Announcement(f"session:{record.id}", rooms, _event("session_update", payload, change))
         if change.change == "opened" and record.status is SessionStatus.PENDING_APPROVAL:
             yield Announcement(f"asked:{record.id}", rooms, _event("approval_requested", payload, change))
-    else:
+    elif change.change != "updated":
+        # A new name or place is no change of status.
         own = f"device:{record.id}"
         yield Announcement(own, (own,), _event("device_status", _status(record), change))
 
 
 def stop_notice(command: Command, change: Change) -> str | None:
     """What the device's socket is told when a command that it may be working on was canceled, as JSON."""
-    asked = command.status is CommandStatus.CANCEL_REQUESTED and change.change == "updated"
-    forced = command.status is CommandStatus.CANCELED and command.claimed_at is not None and command.result is None
-    if not (asked or forced):
+    if not is_stopped(command) or change.change != "updated":
         return None
-    payload = {"id": str(command.id), "reason": command.cancel_reason}
-    return orjson.dumps({"requestId": change.request_id, "payload": payload}).decode()
+    return orjson.dumps({"requestId": change.request_id, "payload": stop_payload(command)}).decode()
+
+
+def stop_payload(command: Command) -> dict[str, Any]:
+    """`command_canceled` for `command`."""
+    return {"id": str(command.id), "reason": command.cancel_reason}
 
 
 def _event(name: str, payload: Event, change: Change) -> Event:

@@ -1,30 +1,32 @@
 """Who is there: changes of presence are written and announced once, whichever instance sees them (sections 4 and 6).
 
-Redis decides that a presence changed and tells exactly one caller, with the moment; PostgreSQL keeps the latest.
+Redis decides that a presence changed, and when, and knows whether PostgreSQL has it; the row keeps the latest change
+and tells a repeated one from a new one. So whoever finds a change that is not written yet may write it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
 
 from ..domain.clock import from_ms
 from ..domain.errors import Unavailable
-from ..domain.values import NOWHERE, Connection, DeviceStatus, Origin
+from ..domain.values import NOWHERE, Origin
 from ..storage import queries
 from ..storage.postgres import Database
-from ..storage.presence import Presence
+from ..storage.presence import Presence, PresenceChange
 from ..storage.rows import device_of
 from .dispatch import Dispatcher
 
 _SQL = queries.load("devices")
 _log = structlog.get_logger(__name__)
 
-_MOST_UNWRITTEN = 50_000
 _PAGE = 500
-_SILENT_BATCH = 200
+_DUE_BATCH = 200
+_AT_ONCE = 8
 _LOOK_EVERY_S = 1.0
 
 
@@ -35,55 +37,65 @@ class Attendance:
         self._database = database
         self._presence = presence
         self._dispatcher = dispatcher
-        self._unwritten: dict[UUID, tuple[DeviceStatus, Connection, int]] = {}
 
-    async def change(
-        self, uid: UUID, status: DeviceStatus, connection: Connection, changed_ms: int, origin: Origin = NOWHERE
-    ) -> None:
-        """Write and announce a presence that changed at `changed_ms`; with the database away it is written later."""
-        at = from_ms(changed_ms)
+    async def change(self, change: PresenceChange, origin: Origin = NOWHERE) -> bool:
+        """Write and announce a change; with the database away somebody does so later, and False is returned."""
+        at = from_ms(change.at_ms)
         try:
             async with self._database.transaction(at, origin) as transaction:
-                row = await transaction.fetchrow(_SQL["change_presence"], uid, status.value, at, connection.value, at)
+                row = await transaction.fetchrow(
+                    _SQL["change_presence"], change.uid, change.status.value, at, change.connection.value, at
+                )
                 if row is not None and row["changed"]:
                     transaction.announce(device_of(row), "presence")
-        except Unavailable:
-            known = self._unwritten.get(uid)
-            if known is None and len(self._unwritten) >= _MOST_UNWRITTEN:
-                return
-            if known is None or known[2] < changed_ms:
-                self._unwritten[uid] = (status, connection, changed_ms)
-            return
+        except Unavailable as error:
+            _log.warning("presence is written later", reason=error.message, device_id=change.device_id)
+            with suppress(Unavailable):
+                await self._presence.watch(change.device_id, change.at_ms)
+            return False
         await self._dispatcher.dispatch(transaction.changes)
+        with suppress(Unavailable):
+            await self._presence.written(change)
+        return True
 
-    async def write_unwritten(self) -> None:
-        """Write what could not be written before; stops at the first that still cannot."""
-        for uid, unwritten in list(self._unwritten.items()):
-            if self._unwritten.get(uid) is unwritten:
-                del self._unwritten[uid]
-                await self.change(uid, *unwritten)
-                if uid in self._unwritten:
-                    return
+    async def look(self) -> int:
+        """Look at the devices whose time has come: heartbeats stopped, a socket ended, or a change is not written.
 
-    async def find_silent(self) -> None:
-        """Mark devices offline whose heartbeats stopped, or whose socket ended. Raises `Unavailable`."""
-        for silence in await self._presence.fallen_silent(_SILENT_BATCH):
-            await self.change(silence.uid, DeviceStatus.OFFLINE, Connection.NONE, silence.changed_ms)
+        Return how many there were. Raises `Unavailable`; devices that could not be looked at are due again soon.
+        """
+        due = await self._presence.take_due(_DUE_BATCH)
+        for start in range(0, len(due), _AT_ONCE):
+            looks = [self._look_at(device_id) for device_id in due[start : start + _AT_ONCE]]
+            for outcome in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        return len(due)
+
+    async def _look_at(self, device_id: str) -> None:
+        look = await self._presence.check(device_id)
+        if look.change is not None and not await self.change(look.change):
+            raise Unavailable("The database is not reachable.")
+        await self._presence.checked(device_id, look.again_ms)
+
+    async def barred(self, uid: UUID) -> bool:
+        """Whether a device may not come back with a new token: it is suspended or deleted. Raises `Unavailable`."""
+        row = await self._database.fetchrow(_SQL["read_device_by_uid"], uid)
+        return row is None or row["suspended_at"] is not None or row["deleted_at"] is not None
 
     async def watch_present(self, now_ms: int) -> None:
         """After the presence index was lost: look at every device that counts as present. Raises `Unavailable`."""
         last: UUID | None = None
         while rows := await self._database.fetch(_SQL["devices_present"], last, _PAGE):
             for row in rows:
-                await self._presence.adopt(row["id"], row["uid"], row["presence"], now_ms)
+                await self._presence.adopt(row["id"], row["uid"], row["presence"], row["connection"], now_ms)
             last = rows[-1]["uid"]
 
     async def run(self) -> None:
         """Look for ever; owned by the application."""
         while True:
             try:
-                await self.write_unwritten()
-                await self.find_silent()
+                while await self.look() == _DUE_BATCH:
+                    pass
             except Unavailable as error:
                 _log.warning("presence waits", reason=error.message)
             await asyncio.sleep(_LOOK_EVERY_S)

@@ -14,6 +14,7 @@ from ..domain.lifecycle import HELD, after_ms
 from ..domain.records import Command
 from ..domain.values import DeviceCaller, Origin
 from ..logs import bind_context
+from ..metrics import Metrics
 from ..storage import queries
 from ..storage.postgres import Change, Database
 from ..storage.queue import Leased, Queue
@@ -29,21 +30,29 @@ _LOOKS = 3
 class Claiming:
     """Takes commands for a device."""
 
-    def __init__(self, database: Database, queue: Queue, dispatcher: Dispatcher, heartbeats: Heartbeats) -> None:
+    def __init__(
+        self, database: Database, queue: Queue, dispatcher: Dispatcher, heartbeats: Heartbeats, metrics: Metrics
+    ) -> None:
         self._database = database
         self._queue = queue
         self._dispatcher = dispatcher
         self._heartbeats = heartbeats
+        self._metrics = metrics
 
-    def begin(self, token: str | None, limit: int, visibility_ms: int, origin: Origin) -> Claim:
-        """A claim of up to `limit` commands for `visibility_ms` ms, to be attempted."""
-        return Claim(self, token, limit, visibility_ms, origin)
+    def begin(
+        self, token: str | None, limit: int, visibility_ms: int, origin: Origin, *, pushed: bool = False
+    ) -> Claim:
+        """A claim of up to `limit` commands for `visibility_ms` ms, to be attempted; `pushed` when no device asks."""
+        return Claim(self, token, limit, visibility_ms, origin, pushed)
 
-    async def lease(self, token: str | None, limit: int, visibility_ms: int, *, counted: bool) -> Leased:
-        """Check the session and lease in the index; note that the device was in touch."""
-        leased = await self._queue.lease(token, limit, visibility_ms, counted=counted)
+    async def lease(
+        self, token: str | None, limit: int, visibility_ms: int, *, counted: bool, pushed: bool = False
+    ) -> Leased:
+        """Check the session and lease in the index; note that the device was in touch, unless `pushed`."""
+        leased = await self._queue.lease(token, limit, visibility_ms, counted=counted, pushed=pushed)
         bind_context(device_id=leased.caller.device_id, customer_id=str(leased.caller.customer_id))
-        self._heartbeats.seen(leased.caller)
+        if not pushed:
+            self._heartbeats.seen(leased.caller)
         return leased
 
     async def take(self, leased: Leased, visibility_ms: int, origin: Origin) -> Sequence[Command]:
@@ -53,23 +62,26 @@ class Claiming:
         seed = secrets.new_claim_token()
         tokens = [f"{seed}.{number}" for number in range(len(leased.ids))]
         try:
-            rows = await self._database.fetch(
-                _SQL["confirm_claims"],
-                list(leased.ids),
-                tokens,
-                caller.uid,
-                now,
-                after_ms(now, visibility_ms),
-                caller.device_id,
-                origin.request_id,
-                origin.ip,
-                origin.user_agent,
-            )
+            # Not one statement that commits itself: a server that hangs would do it later, for nobody.
+            async with self._database.unit() as connection:
+                rows = await connection.fetch(
+                    _SQL["confirm_claims"],
+                    list(leased.ids),
+                    tokens,
+                    caller.uid,
+                    now,
+                    after_ms(now, visibility_ms),
+                    caller.device_id,
+                    origin.request_id,
+                    origin.ip,
+                    origin.user_agent,
+                )
         except Unavailable:
             with suppress(Unavailable):
                 await self._queue.give_back(caller.device_id, leased.ids)
             raise
         commands = [command_of(row) for row in rows]
+        self._count(commands, now)
         refused = set(leased.ids) - {command.id for command in commands}
         if refused:
             await self._mend(caller, refused)
@@ -80,6 +92,14 @@ class Claiming:
             ]
         )
         return commands
+
+    def _count(self, commands: Sequence[Command], now: datetime) -> None:
+        self._metrics.claims.inc(len(commands))
+        for command in commands:
+            if command.attempt > 1:
+                self._metrics.redeliveries.inc()
+            else:
+                self._metrics.claim_seconds.observe((now - command.created_at).total_seconds())
 
     async def _mend(self, caller: DeviceCaller, ids: set[UUID]) -> None:
         """The index offered commands that the truth refused: make it say what they are."""
@@ -99,12 +119,21 @@ class Claiming:
 class Claim:
     """One device's claim call, which may look several times. `now` and `caller` are those of the last look."""
 
-    def __init__(self, claiming: Claiming, token: str | None, limit: int, visibility_ms: int, origin: Origin) -> None:
+    def __init__(
+        self,
+        claiming: Claiming,
+        token: str | None,
+        limit: int,
+        visibility_ms: int,
+        origin: Origin,
+        pushed: bool,
+    ) -> None:
         self._claiming = claiming
         self.token = token
         self._limit = limit
         self._visibility_ms = visibility_ms
         self._origin = origin
+        self._pushed = pushed
         self._leased: Leased | None = None
 
     @property
@@ -126,7 +155,9 @@ class Claim:
     async def attempt(self, *, counted: bool) -> Sequence[Command]:
         """Lease and confirm; look again while the index offers only what the truth refuses."""
         for _ in range(_LOOKS):
-            self._leased = await self._claiming.lease(self.token, self._limit, self._visibility_ms, counted=counted)
+            self._leased = await self._claiming.lease(
+                self.token, self._limit, self._visibility_ms, counted=counted, pushed=self._pushed
+            )
             if not self._leased.ids:
                 break
             if commands := await self._claiming.take(self._leased, self._visibility_ms, self._origin):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,10 +14,11 @@ import structlog
 from ..domain import views
 from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import CommandNotFound, GatewayError, Unavailable
-from ..domain.lifecycle import after_ms, due_at, moved
+from ..domain.lifecycle import after_ms, due_at, is_stopped, moved
 from ..domain.records import Command
 from ..domain.reporting import Report, require_lease, take_result
 from ..domain.values import CommandStatus, DeviceCaller, Origin, ResultStatus
+from ..metrics import Metrics
 from ..realtime.bus import Bus
 from ..storage import queries
 from ..storage.device_sessions import DeviceSessions
@@ -47,6 +47,7 @@ class Delivery:
         dispatcher: Dispatcher,
         bus: Bus,
         claiming: Claiming,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -54,6 +55,7 @@ class Delivery:
         self._dispatcher = dispatcher
         self._bus = bus
         self._claiming = claiming
+        self._metrics = metrics
         self._draining = False
 
     def drain(self) -> None:
@@ -129,9 +131,11 @@ class Delivery:
             command = replace(command, visible_until=after_ms(now, extension_ms))
             command = replace(command, due_at=due_at(command))
             await transaction.execute(_SQL["extend_lease"], command.id, command.visible_until, command.due_at)
-        with suppress(Unavailable):
-            # The truth holds the lease: an index that did not hear of it is mended at the next claim.
+        try:
             await self._queue.hold(command)
+        except Unavailable as error:
+            # The truth holds the lease: an index that did not hear of it is mended at the next claim.
+            _log.warning("lease is indexed later", reason=error.message, command_id=str(command.id))
         assert command.visible_until is not None
         answer: dict[str, Any] = {"success": True, "visibleUntil": rfc3339(command.visible_until)}
         if command.status is CommandStatus.CANCEL_REQUESTED:
@@ -165,6 +169,8 @@ class Delivery:
                 details = {"status": status.value, "late": verdict.late, "duration": duration}
                 event = f"command.{verdict.after.status.value}"
                 command = await save_command(transaction, verdict.after, event, caller.actor, details)
+        if verdict.after is not None:
+            self._metrics.result_seconds.observe((now - command.created_at).total_seconds())
         following = await self._dispatcher.dispatch(transaction.changes)
         answer: dict[str, Any] = {
             "success": True,
@@ -204,6 +210,12 @@ class Delivery:
                 )
                 await save_command(transaction, after, "command.released", caller.actor)
         await self._dispatcher.dispatch(transaction.changes)
+
+    async def to_stop(self, caller: DeviceCaller, ids: Sequence[UUID]) -> Sequence[Command]:
+        """Those of `ids` that their device is to stop: canceled while it had them. Raises `Unavailable`."""
+        rows = await self._database.fetch(_SQL["read_commands"], list(ids))
+        commands = [command_of(row) for row in rows if row["device_uid"] == caller.uid]
+        return [command for command in commands if is_stopped(command)]
 
     async def read(self, caller: DeviceCaller, command_id: UUID) -> dict[str, Any]:
         """A command as its device may see it; reading never changes a claim. Raises `CommandNotFound`."""

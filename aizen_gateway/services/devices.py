@@ -25,8 +25,8 @@ _COMMANDS = queries.load("commands")
 _SESSIONS = queries.load("sessions")
 
 INSTRUCTIONS = (
-    "Enter the activation code on the device within 24 hours. It works once and for this device only; "
-    "provision again for a new code."
+    "Enter the activation code on the device within 24 hours. It works once and for this device only, "
+    "and a newer code voids it."
 )
 
 

@@ -15,6 +15,7 @@ from ..domain.errors import Unavailable
 from ..domain.lifecycle import HELD, is_final
 from ..domain.records import Command, Device, Session
 from ..domain.values import CommandStatus
+from ..metrics import Metrics
 from ..storage import queries
 from ..storage.device_sessions import DeviceSessions
 from ..storage.events import EventStream
@@ -41,11 +42,14 @@ _log = structlog.get_logger(__name__)
 class Dispatcher:
     """Owns what was dispatched and must leave the outbox."""
 
-    def __init__(self, database: Database, queue: Queue, events: EventStream, sessions: DeviceSessions) -> None:
+    def __init__(
+        self, database: Database, queue: Queue, events: EventStream, sessions: DeviceSessions, metrics: Metrics
+    ) -> None:
         self._database = database
         self._queue = queue
         self._events = events
         self._sessions = sessions
+        self._metrics = metrics
         self._done: list[int] = []
 
     async def dispatch(self, changes: Sequence[Change]) -> dict[UUID, UUID | None]:
@@ -55,9 +59,12 @@ class Dispatcher:
         """
         following: dict[UUID, UUID | None] = {}
         for change in changes:
+            if isinstance(change.record, Command) and is_final(change.record.status):
+                self._metrics.ended.labels(change.record.status.value).inc()
             try:
                 await self._apply(change, following)
             except Unavailable:
+                self._metrics.left_to_relay.inc()
                 _log.warning("left to the relay", subject=change.subject, change=change.change)
                 return following
             if len(self._done) < _MOST_DONE:
@@ -73,25 +80,25 @@ class Dispatcher:
         for told in announcements.of(change):
             await self._events.publish(record.customer_id, told.subject, change.version, told.rooms, told.event)
         if isinstance(record, Command):
-            following[record.id] = await self._index(record, change.change)
+            following[record.id] = await self._index(record)
             if (notice := announcements.stop_notice(record, change)) is not None:
                 await self._queue.tell_canceled(record.device_id, notice)
         elif isinstance(record, Device) and change.change == "deleted":
             await self._sessions.forget(record.id)
 
-    async def _index(self, command: Command, change: str) -> UUID | None:
+    async def _index(self, command: Command) -> UUID | None:
         """Make the queue's entry of `command` what the command is."""
         if command.status is CommandStatus.QUEUED:
             await self._queue.enqueue(command)
         elif is_final(command.status):
             return await self._queue.settle(command.device_id, command.id)
-        elif command.status in HELD and change != "claimed":
+        elif command.status in HELD:
             await self._queue.hold(command)
         return None
 
     async def index(self, command: Command) -> None:
         """Put one command of the truth into the index, without announcing it."""
-        await self._index(command, "restored")
+        await self._index(command)
 
     async def clear_done(self) -> None:
         """Delete the outbox rows that were dispatched. Raises `Unavailable`; then they are tried again."""
@@ -112,10 +119,7 @@ class Dispatcher:
                 record = await self._read(connection, row["subject"], row["subject_id"])
                 if record is not None:
                     change = Change(row["subject"], record, row["change"], row["request_id"], row["id"])
-                    # A claim's lease may be known only to the process that died: tell the index as well.
                     await self._apply(change, {})
-                    if isinstance(record, Command):
-                        await self._index(record, "restored")
             await connection.execute(_OUTBOX["delete_outbox"], [row["id"] for row in rows])
         return len(rows)
 

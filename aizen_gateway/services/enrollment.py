@@ -11,6 +11,7 @@ from ..domain import secrets
 from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import DeviceNotProvisioned, DeviceSuspended, InvalidActivationCode, InvalidCredentials
 from ..domain.values import ACTIVATION_GRACE_S, ACTIVATION_TRIES, Actor, ActorType, DeviceCaller, Origin
+from ..logs import bind_context
 from ..storage import queries
 from ..storage.device_sessions import DeviceSessions
 from ..storage.limits import Limits
@@ -60,6 +61,7 @@ class Enrollment:
             await self._limits.count_failure(device_id, origin.ip or "")
             _log.info("registration refused", device_id=device_id, known=row is not None)
             raise DeviceNotProvisioned if row is None else InvalidActivationCode
+        bind_context(device_id=device_id, customer_id=str(row["customer_id"]))
         await self._dispatcher.dispatch(transaction.changes)
         return {
             "deviceId": device_id,
@@ -92,6 +94,7 @@ class Enrollment:
             await self._limits.count_failure(device_id, address)
             _log.info("sign-in refused", device_id=device_id, known=row is not None)
             raise InvalidCredentials
+        bind_context(device_id=device_id, customer_id=str(row["customer_id"]))
         if row["suspended_at"] is not None:
             raise DeviceSuspended
         if row["secret_used_at"] is None:

@@ -13,7 +13,7 @@ import structlog
 
 from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import Unavailable
-from ..domain.values import Connection, DeviceCaller, DeviceStatus, HeartbeatStatus, Origin
+from ..domain.values import DeviceCaller, DeviceStatus, HeartbeatStatus, Origin
 from ..logs import bind_context
 from ..storage import queries
 from ..storage.postgres import Database
@@ -80,9 +80,8 @@ class Heartbeats:
         now = from_ms(caller.now_ms)
         if caller.uid in self._behind or len(self._behind) < _MOST_BEHIND:
             self._behind[caller.uid] = _Written(now, metrics, diagnostics)
-        if beat.changed_ms is not None:
-            connection = Connection.WEBSOCKET if over_socket else Connection.POLLING
-            await self._attendance.change(caller.uid, shown, connection, beat.changed_ms, origin)
+        if beat.change is not None:
+            await self._attendance.change(beat.change, origin)
         return {
             "success": True,
             "timestamp": rfc3339(now),

@@ -16,6 +16,7 @@ _BEAT_EVERY_S = 0.5
 DEAD_AFTER_MS = 2_500
 # An instance that could not speak itself until now cannot tell whether others are dead.
 _SURE_AFTER_S = 3.0
+_BURIED_AT_ONCE = 50
 
 _log = structlog.get_logger(__name__)
 
@@ -41,23 +42,34 @@ class Instances:
             self._speaking_since = now
         if not known and self._spoke_before:
             _log.warning("this instance was forgotten", sockets=len(self._sockets.open_sockets))
-            for socket in tuple(self._sockets.open_sockets):
-                socket.reassert()
+            self._sockets.reassert()
         self._spoke_before = True
+        await self._sockets.finish_leaving()
         if now - self._speaking_since >= _SURE_AFTER_S:
-            for instance_id in dead:
-                count = await self._presence.bury(instance_id)
-                _log.warning("instance is gone", instance=instance_id, sockets=count)
+            for instance in dead:
+                await self._bury(instance, now + _BEAT_EVERY_S)
+
+    async def _bury(self, instance: str, until: float) -> None:
+        """End what a dead instance left, a part at a time: this one must go on saying that it lives itself."""
+        count = 0
+        while ended := await self._presence.bury(instance, _BURIED_AT_ONCE):
+            count += ended
+            if time.monotonic() >= until:
+                break
+        _log.warning("instance is gone", instance=instance, sockets=count, whole=not ended)
 
     async def run(self) -> None:
         """Beat for ever; owned by the application."""
         while True:
+            started = time.monotonic()
             try:
                 await self.beat()
             except Unavailable as error:
                 _log.warning("instance beat waits", reason=error.message)
-            await asyncio.sleep(_BEAT_EVERY_S)
+            await asyncio.sleep(max(0.0, started + _BEAT_EVERY_S - time.monotonic()))
 
     async def leave(self) -> None:
-        """This instance goes away in order: nobody need look for it. Raises `Unavailable`."""
+        """This instance goes away in order: nobody need look for it. Raises `Unavailable`: then others find it dead."""
+        await self._sockets.left()
+        await self._sockets.finish_leaving()
         await self._presence.instance_leaves()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,23 +11,32 @@ from typing import Any
 from uuid import UUID
 
 from ..domain.clock import from_ms, rfc3339
-from ..domain.errors import DeviceNotFound, Forbidden, InvalidRequest, SessionNotFound
+from ..domain.errors import DeviceNotFound, Forbidden, InvalidRequest, NoCustomer, SessionNotFound, Unavailable
 from ..domain.values import DEVICE_ID, IdempotencyKey, Origin, Principal
 from ..realtime.connection import CloseCode, Connection
-from ..realtime.feeds import EVERYTHING, Feed, Feeds, Subscriber
+from ..realtime.feeds import Feed, Feeds, Subscriber
 from ..realtime.frames import frame
 from ..storage import queries
+from ..storage.events import EVERYTHING
 from ..storage.postgres import Database
-from .access import CustomerAccess
+from .access import CustomerAccess, still_member
 from .approvals import Approvals
 from .commands import Commands
 
 _DEVICES = queries.load("devices")
 _SESSIONS = queries.load("sessions")
-# Seconds before a token's end at which its socket is told.
-_EXPIRING = 60.0
 # A socket in more rooms than a portal has panes is a fault of its client.
 MOST_ROOMS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PortalTimes:
+    """Seconds: for the first message to bring the token, before a token's end at which its socket is told, and between
+    two looks at whether a silent portal is still a member."""
+
+    first_message: float = 10.0
+    expiring: float = 60.0
+    look: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class PortalSockets:
         self.access = access
         self.commands = commands
         self.approvals = approvals
+        self.times = PortalTimes()
         self.open_sockets: set[PortalSocket] = set()
 
     async def enter(self, credentials: Credentials) -> Principal:
@@ -107,7 +118,7 @@ class PortalSocket:
         self.stop()
         left = self.principal.expires_at - self.principal.now_ms / 1000
         self._timers = [
-            self._loop.call_later(max(0.0, left - _EXPIRING), self._tell_expiring),
+            self._loop.call_later(max(0.0, left - self._home.times.expiring), self._tell_expiring),
             self._loop.call_later(max(0.0, left), self.connection.end, CloseCode.UNAUTHENTICATED, "token expired"),
         ]
 
@@ -116,18 +127,41 @@ class PortalSocket:
         self.connection.send(frame("auth_expiring", {"expiresAt": rfc3339(expires)}))
 
     async def enter(self) -> Principal:
-        """The portal's principal at this moment; counts the message. Raises as `CustomerAccess.enter`."""
-        return await self._home.enter(self._credentials)
+        """The portal's principal at this moment; counts the message.
+
+        Raises as `CustomerAccess.enter`, and `NoCustomer` when the user is another customer's by now.
+        """
+        principal = await self._home.enter(self._credentials)
+        if principal.customer_id != self.principal.customer_id:
+            raise NoCustomer
+        return principal
+
+    async def watch_membership(self) -> None:
+        """Close the socket of a portal whose membership ended, though it asks for nothing; cancelled by its owner."""
+        while True:
+            await asyncio.sleep(self._home.times.look * random.uniform(0.8, 1.0))
+            try:
+                async with self._home.database.connection() as connection:
+                    await still_member(connection, self.principal)
+            except Unavailable:
+                continue
+            except NoCustomer:
+                self.connection.end(CloseCode.FORBIDDEN, "no access")
+                return
 
     async def renew(self, token: str) -> dict[str, Any]:
         """Go on with another token of the same user and customer.
 
-        Raises `Forbidden` for another one, and as `CustomerAccess.enter`; then the socket stays as it was.
+        Raises `Forbidden` for another one, `Unauthenticated`, `RateLimited`, `Unavailable`; then the socket stays as it
+        was.
         """
         credentials = Credentials(token, self._credentials.customer)
-        principal = await self._home.enter(credentials)
+        try:
+            principal = await self._home.enter(credentials)
+        except (NoCustomer, InvalidRequest):
+            principal = None
         known = self.principal
-        if (principal.customer_id, principal.actor) != (known.customer_id, known.actor):
+        if principal is None or (principal.customer_id, principal.actor) != (known.customer_id, known.actor):
             raise Forbidden("The token is of another user or customer.")
         self._credentials, self.principal = credentials, principal
         self._watch_token()
@@ -153,7 +187,7 @@ class PortalSocket:
             "complete": past.complete,
         }
         self.connection.send(frame("subscribed", answer, request_id))
-        await self._feed.finish(self.subscriber, name)
+        await self._feed.finish(self.subscriber)
 
     async def unsubscribe(self, room: str | None, device_id: str | None) -> dict[str, Any]:
         """Leave a room; one that was not joined is left as well. Raises `InvalidRequest`."""
@@ -165,9 +199,7 @@ class PortalSocket:
         """Join the room that hears everything, without a past. Raises `Unavailable`."""
         await self.enter()
         assert self._feed is not None
-        if EVERYTHING not in self.subscriber.rooms:
-            await self._feed.join(self.subscriber, EVERYTHING, None)
-            await self._feed.finish(self.subscriber, EVERYTHING)
+        await self._feed.join(self.subscriber, EVERYTHING, None)
         return {"rooms": sorted(self.subscriber.rooms)}
 
     async def send_command(
@@ -193,13 +225,11 @@ class PortalSocket:
             if await database.fetchrow(_DEVICES["read_device"], thing, principal.customer_id) is None:
                 raise DeviceNotFound
         elif kind == "session":
-            try:
-                session_id = UUID(thing)
-            except ValueError as error:
-                raise SessionNotFound from error
+            session_id = _uuid(thing)
+            if session_id is None:
+                raise SessionNotFound
             if await database.fetchrow(_SESSIONS["read_session"], session_id, principal.customer_id) is None:
                 raise SessionNotFound
-            return f"session:{session_id}"
         return name
 
 
@@ -219,4 +249,14 @@ def _room_name(room: str | None, device_id: str | None) -> str:
     name = room if room is not None else f"device:{device_id}"
     if name != EVERYTHING and not name.startswith(("device:", "session:")):
         raise InvalidRequest.field("room", "Must be customer, device:<id> or session:<id>.")
-    return name
+    # UUIDs may be written in capitals; rooms have one name.
+    return name.lower() if name.startswith("session:") else name
+
+
+def _uuid(text: str) -> UUID | None:
+    """The UUID that is written as rooms' names have it, else None."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        return None
+    return found if str(found) == text else None

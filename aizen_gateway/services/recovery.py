@@ -1,4 +1,7 @@
-"""Losing Redis loses no command: the index is put back from the truth when it is gone, and audited now and then."""
+"""Losing Redis loses no command: the index is put back from the truth when it is gone, and audited now and then.
+
+Each node of a cluster has a mark of its own, since one of them may lose what it had without the others.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Recovery:
-    """Notices an emptied Redis by its missing epoch key, and fills the index again."""
+    """Notices an emptied Redis by a missing epoch key, and fills the index again."""
 
     def __init__(self, database: Database, store: RedisStore, dispatcher: Dispatcher, attendance: Attendance) -> None:
         self._database = database
@@ -38,17 +41,23 @@ class Recovery:
         self._audited = time.monotonic()
 
     async def look(self) -> bool:
-        """Fill the index when Redis is empty; return whether it was. Raises `Unavailable`."""
-        if await self._store.call("GETEX", keys.EPOCH, "PX", _EPOCH_TTL_MS) is not None:
+        """Fill the index when Redis, or one node of it, is empty; return whether it was. Raises `Unavailable`."""
+        empty = [tag for tag in await self._store.tags(keys.INDEX) if not await self._is_whole(tag)]
+        if not empty:
             return False
         filling = str(uuid4())
-        await self._store.call("SET", keys.BUILDING, filling, "PX", 600_000)
+        for tag in empty:
+            await self._store.call("SET", keys.building(tag), filling, "PX", 600_000)
         count = await self.fill()
         await self._attendance.watch_present(await self._store.time_ms())
         # Emptied again meanwhile, or another instance began later: the next look decides.
-        whole = await self._store.run("set_epoch", [keys.EPOCH, keys.BUILDING], [filling, _EPOCH_TTL_MS])
-        _log.info("queue index filled", commands=count, whole=bool(whole))
+        marks = [[keys.epoch(tag), keys.building(tag)] for tag in empty]
+        whole = [await self._store.run("set_epoch", mark, [filling, _EPOCH_TTL_MS]) for mark in marks]
+        _log.info("queue index filled", commands=count, whole=all(whole))
         return True
+
+    async def _is_whole(self, tag: str) -> bool:
+        return await self._store.call("GETEX", keys.epoch(tag), "PX", _EPOCH_TTL_MS) is not None
 
     async def fill(self) -> int:
         """Make the index agree with every live command, page by page. Raises `Unavailable`."""

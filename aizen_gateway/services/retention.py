@@ -57,7 +57,7 @@ class Retention:
         """Delete all that is past its time now. Raises `Unavailable`."""
         now = from_ms(await self._store.time_ms())
         for step in (self.sessions, self.audit, self.idempotency_keys):
-            while await step(now):
+            while await step(now):  # noqa: ASYNC110 - a pace, it waits for nothing
                 await asyncio.sleep(_PAUSE_S)
 
     async def run(self) -> None:

@@ -40,6 +40,11 @@ class Ticket:
         """As `args`, for a call that is no request of its own."""
         return (*self.args[:3], 0)
 
+    @property
+    def unused(self) -> tuple[str | int, ...]:
+        """As `args`, for a look on the device's behalf: it counts as no use of the token, which does not slide."""
+        return (self.args[0], 0, self.args[2], 0)
+
 
 class DeviceSessions:
     """The session tokens of devices (contract section 2)."""
@@ -95,8 +100,7 @@ class DeviceSessions:
     async def close(self, caller: DeviceCaller) -> None:
         """End this one session, and the sockets that were opened with it."""
         keys = DeviceKeys.of(caller.device_id)
-        await self._store.call("HDEL", keys.sessions, caller.token_hash)
-        await self._store.call("PUBLISH", keys.channel, f"logout {caller.token_hash}")
+        await self._store.run("close_session", [keys.sessions], [caller.token_hash, keys.channel])
 
     async def left_ms(self, caller: DeviceCaller) -> int:
         """How long a session lives unless it is used again; 0 when it has ended. Slides nothing."""

@@ -1,4 +1,8 @@
-"""The recent events of each customer: a capped stream in Redis, published as it grows (contract section 6)."""
+"""The recent events of each customer: a capped stream in Redis, published as it grows (contract section 6).
+
+Each event names its predecessor. So whoever reads or hears events can tell for itself that none is missing between two
+of them, whatever was lost: a message, a connection, the head of the stream, or all of Redis.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,21 @@ from .redis_store import RedisStore
 # The contract keeps 10 minutes or 1,000 events; the cap is approximate and the time generous.
 MOST_EVENTS = 1_100
 STREAM_TTL_MS = 3_600_000
-VERSION_TTL_MS = 3_600_000
-_PAGE = 200
+# A portal that was away over a quiet weekend has missed nothing, and is told so.
+_TAIL_TTL_MS = 7 * 86_400_000
+# A repeat or a late relay comes within seconds: by then no customer has told of as many subjects since.
+_MOST_SUBJECTS = 2_000
+# One page of reading: what a socket that replays holds in memory.
+PAGE_EVENTS = 128
+PAGE_OCTETS = 512 * 1024
 _ID = re.compile(r"(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 
+# The room that hears everything.
+EVERYTHING = "customer"
+
 Order = tuple[int, int]
+# The place before the first event.
+BEGINNING: Order = (0, 0)
 
 
 def event_id(order: Order) -> str:
@@ -36,35 +50,47 @@ def order_of(text: str) -> Order | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event with its place in the stream and its rooms, the most specific first; `frame` is what sockets get."""
+    """An event with its place in the stream, that of the event before it, and its rooms, the most specific first.
+
+    `rooms` ends with the room that hears everything. `frame` is what sockets get.
+    """
 
     order: Order
+    previous: Order
     rooms: tuple[str, ...]
     frame: bytes
 
     @classmethod
-    def read(cls, id_text: str, rooms: str, event: str) -> Self:
+    def read(cls, id_text: str, previous: str, rooms: str, event: str) -> Self:
         """Make the frame by putting id and room in front of the stored JSON: encoded once for all sockets."""
-        names = tuple(rooms.split(" "))
-        order = order_of(id_text)
-        assert order is not None
+        names = (*rooms.split(" "), EVERYTHING)
         head = orjson.dumps({"eventId": id_text, "room": names[0]})
-        return cls(order, names, head[:-1] + b"," + event[1:].encode())
+        return cls(_order(id_text), _order(previous), names, head[:-1] + b"," + event[1:].encode())
 
     @classmethod
     def published(cls, data: str) -> Self:
-        """Read a message of the channel: id, rooms and JSON, a line each."""
-        id_text, rooms, event = data.split("\n", 2)
-        return cls.read(id_text, rooms, event)
+        """Read a message of the channel: id, predecessor, rooms and JSON, a line each."""
+        id_text, previous, rooms, event = data.split("\n", 3)
+        return cls.read(id_text, previous, rooms, event)
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """What a stream holds after an event; `complete` tells that nothing of it had been dropped."""
+class Page:
+    """What follows `after` in a stream, not necessarily all of it; `tail` is the last event at that moment."""
 
+    after: Order
     events: Sequence[StoredEvent]
-    tail: Order | None
-    complete: bool
+    tail: Order
+
+    @property
+    def complete(self) -> bool:
+        """Whether `after` is known, and nothing is missing behind it."""
+        return (self.events[0].previous if self.events else self.tail) == self.after
+
+    @property
+    def reached(self) -> Order:
+        """The place up to which the page tells everything there still is."""
+        return self.events[-1].order if self.events else self.tail
 
 
 class EventStream:
@@ -79,7 +105,11 @@ class EventStream:
         """Append and publish; return the event's id, or None when `version` of `subject` is not news."""
         published = await self._store.run(
             "publish_event",
-            [keys.customer_stream(customer_id), keys.subject_version(customer_id, subject)],
+            [
+                keys.customer_stream(customer_id),
+                keys.customer_tail(customer_id),
+                keys.customer_versions(customer_id),
+            ],
             [
                 version,
                 keys.customer_channel(customer_id),
@@ -87,35 +117,29 @@ class EventStream:
                 orjson.dumps(event).decode(),
                 MOST_EVENTS,
                 STREAM_TTL_MS,
-                VERSION_TTL_MS,
+                subject,
+                _MOST_SUBJECTS,
+                _TAIL_TTL_MS,
             ],
         )
         return published or None
 
-    async def tail(self, customer_id: UUID) -> Order | None:
-        """The last event's place, None when there is none. Raises `Unavailable`."""
-        found = await self._store.entries("XREVRANGE", keys.customer_stream(customer_id), "+", "-", 1)
-        return order_of(found[0][0]) if found else None
+    async def tail(self, customer_id: UUID) -> Order:
+        """The last event's place, `BEGINNING` when there is none. Raises `Unavailable`."""
+        return _order(await self._store.call("GET", keys.customer_tail(customer_id)) or "")
 
-    async def after(self, customer_id: UUID, order: Order) -> Sequence[StoredEvent]:
-        """All events after `order`. Raises `Unavailable`."""
-        events: list[StoredEvent] = []
-        stream = keys.customer_stream(customer_id)
-        while True:
-            page = await self._store.entries("XRANGE", stream, f"({event_id(order)}", "+", _PAGE)
-            events += [StoredEvent.read(id_text, fields["r"], fields["e"]) for id_text, fields in page]
-            if len(page) < _PAGE:
-                return events
-            order = events[-1].order
+    async def page(self, customer_id: UUID, after: Order) -> Page:
+        """The events after `after`, as many as a page holds, at one moment. Raises `Unavailable`."""
+        tail, *found = await self._store.run(
+            "read_events",
+            [keys.customer_stream(customer_id), keys.customer_tail(customer_id)],
+            [event_id(after), PAGE_EVENTS, PAGE_OCTETS],
+        )
+        rows = zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True)
+        events = [StoredEvent.read(*row) for row in rows]
+        last = events[-1].order if events else BEGINNING
+        return Page(after, events, max(last, _order(tail)))
 
-    async def read(self, customer_id: UUID, after: str | None) -> Read:
-        """What came after the event id `after`, None for nothing of the past. Raises `Unavailable`."""
-        if after is None:
-            return Read([], await self.tail(customer_id), True)
-        order = order_of(after)
-        if order is None:
-            return Read([], await self.tail(customer_id), False)
-        known = await self._store.entries("XRANGE", keys.customer_stream(customer_id), after, after, 1)
-        events = await self.after(customer_id, order)
-        tail = events[-1].order if events else await self.tail(customer_id)
-        return Read(events, tail, bool(known))
+
+def _order(text: str) -> Order:
+    return order_of(text) or BEGINNING

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-EPOCH = "aizen:{index}:epoch"
-BUILDING = "aizen:{index}:building"
+# Hash tags of what every node of a cluster has of its own begin with it.
+INDEX = "index"
 WATCH = "aizen:{watch}:due"
+TAKEN = "aizen:{watch}:taken"
 AUDIT_LOCK = "aizen:{index}:audit"
-INSTANCES = "aizen:{index}:instances"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,23 @@ class DeviceKeys:
         return [self.pending, self.leased, self.records]
 
 
+def epoch(tag: str) -> str:
+    """The mark that a part of the index is whole: gone with what was there."""
+    return "aizen:{" + tag + "}:epoch"
+
+
+def building(tag: str) -> str:
+    """Who is filling a part of the index."""
+    return "aizen:{" + tag + "}:building"
+
+
+def instances(tag: str) -> str:
+    """Which instances live, and when each last said so."""
+    return "aizen:{" + tag + "}:instances"
+
+
 def instance_sockets(instance_id: str) -> str:
-    """The devices whose sockets an instance holds, with the ids of the connections."""
+    """The sockets that an instance holds: the ids of the connections, each with its device."""
     return "aizen:{i:" + instance_id + "}:sockets"
 
 
@@ -59,14 +74,19 @@ def customer_stream(customer_id: UUID) -> str:
     return f"aizen:{{c:{customer_id}}}:events"
 
 
+def customer_tail(customer_id: UUID) -> str:
+    """The id of a customer's last event; it outlives the events."""
+    return f"aizen:{{c:{customer_id}}}:tail"
+
+
 def customer_channel(customer_id: UUID) -> str:
     """Where a customer's events are published."""
     return f"aizen:{{c:{customer_id}}}:channel"
 
 
-def subject_version(customer_id: UUID, subject: str) -> str:
-    """The version of the last event about a subject, such as `command:<id>`."""
-    return f"aizen:{{c:{customer_id}}}:version:{subject}"
+def customer_versions(customer_id: UUID) -> str:
+    """The versions of the last events about subjects, such as `command:<id>`: of the latest ones only."""
+    return f"aizen:{{c:{customer_id}}}:versions"
 
 
 def user_limit(customer_id: UUID, actor: str) -> str:

@@ -193,6 +193,13 @@ class Database:
         async with self.connection() as connection:
             return await connection.execute(sql, *args)
 
+    def connections(self) -> dict[str, int]:
+        """How many connections of the pool are in use, and how many wait for use."""
+        if self._pool is None:
+            return {"used": 0, "free": 0}
+        free = self._pool.get_idle_size()
+        return {"used": self._pool.get_size() - free, "free": free}
+
     async def close(self, seconds: float = 5.0) -> None:
         """Close the pool, for good; by force after `seconds`."""
         self._closed = True

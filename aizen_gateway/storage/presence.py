@@ -1,16 +1,20 @@
-"""Heartbeats and presence in Redis: the last heartbeat of each device, and an index of whom to look at when."""
+"""Heartbeats and presence in Redis: the last heartbeat of each device, its socket, and whom to look at when.
+
+Redis decides every change and gives it a moment; what the truth has not been told of yet is known here, so that a
+process which dies in between takes no change with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 
-from ..domain.values import DeviceCaller
+from ..domain.values import Connection, DeviceCaller, DeviceStatus
 from . import keys
 from .device_sessions import DeviceSessions, caller_of
 from .keys import DeviceKeys
@@ -18,35 +22,39 @@ from .redis_store import RedisStore
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """What a heartbeat found. `changed_ms` is the moment at which it changed the presence, None when it did not."""
-
-    caller: DeviceCaller
-    pending: int
-    changed_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """A device that has just gone offline, told to one caller only."""
+class PresenceChange:
+    """A change of status or connection that the truth must be told of, and its moment by Redis's clock."""
 
     device_id: str
     uid: UUID
-    changed_ms: int
+    status: DeviceStatus
+    connection: Connection
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat found: how many commands wait, and the presence when the heartbeat changed it."""
+
+    caller: DeviceCaller
+    pending: int
+    change: PresenceChange | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a device found. `again_ms` is when it must be looked at again, 0 for not."""
+
+    again_ms: int
+    change: PresenceChange | None
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """An opened socket: its number among those of the device, and when its session ends.
-
-    `changed_ms` is the moment at which it changed the presence, to `shown`, None when it did not. All times are
-    Redis's clock.
-    """
+    """An opened socket: its number among those of the device, and when its session ends by Redis's clock."""
 
     caller: DeviceCaller
     number: int
-    changed_ms: int | None
-    shown: str
     expires_ms: int
 
 
@@ -56,6 +64,15 @@ class Standing(IntEnum):
     SUPERSEDED = 0
     OPEN = 1
     SIGNED_OUT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """The answer to a socket that says that it is open. `leases` are those of its device, in seconds that are left."""
+
+    standing: Standing
+    change: PresenceChange | None = None
+    leases: Mapping[UUID, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +94,14 @@ class Seen:
 # A socket's device is looked at this many milliseconds after the socket ended: one that comes back at once was never
 # away, and one that does not is offline within the contract's 5 s.
 _GRACE_MS = 2_500
+# One that was on a socket when Redis lost everything has this long to sign in and come back.
+_COMES_BACK_MS = 5_000
 _SOCKETS_TTL_S = 30 * 86_400
+# Renewed at every look. Longer than the index's mark lives: who looks again after it has ended fills the watch anew.
+_WATCH_TTL_MS = 7 * 86_400_000
+# Whoever takes a device to look at it has this long.
+_TAKEN_MS = 5_000
+_DEVICE_TTL_S = 7 * 86_400
 
 
 class Presence:
@@ -87,7 +111,9 @@ class Presence:
         self._store = store
         self._sessions = sessions
         self.timeout_s = timeout_s
-        self._instance_id = instance_id
+        # Of this life alone: what an earlier one left behind under the same name is somebody else's.
+        self._instance = f"{instance_id}:{uuid4().hex}"
+        self._sockets = keys.instance_sockets(self._instance)
 
     async def beat(
         self, token: str | None, presence: str, heartbeat: dict[str, Any], *, over_socket: bool = False
@@ -107,90 +133,120 @@ class Presence:
         caller = caller_of(ticket, answer)
         if answer[7]:
             await self.watch(ticket.device_id, caller.now_ms + timeout_ms)
-        return Beat(caller, int(answer[5]), int(answer[6]) or None)
+        change = _change(caller.device_id, caller.uid, answer[6], presence, answer[8])
+        return Beat(caller, int(answer[5]), change)
 
     async def connect(self, token: str | None, connection_id: UUID) -> Connected:
-        """A device's socket opens here: take the device over from whatever socket it has.
+        """A device's socket opens here: take the device over from whatever socket it has. Counts as no call.
 
-        Raises `Unauthenticated`, `RateLimited`, `Unavailable`.
+        Raises `Unauthenticated`, `Unavailable`.
         """
         ticket = self._sessions.ticket(token)
-        keys_ = ticket.keys
-        # First the instance's own list: a socket that is in no list could never be missed.
-        sockets = keys.instance_sockets(self._instance_id)
-        await self._store.call("HSET", sockets, ticket.device_id, str(connection_id))
-        await self._store.call("EXPIRE", sockets, _SOCKETS_TTL_S)
-        args = [*ticket.args, str(connection_id), self._instance_id, keys_.channel]
-        answer = await self._store.run("connect", keys_.entrance, args)
-        caller = caller_of(ticket, answer)
-        return Connected(caller, int(answer[5]), int(answer[6]) or None, answer[8], int(answer[7]))
+        await self._list(ticket.device_id, connection_id)
+        args = [*ticket.uncounted, str(connection_id), ticket.keys.channel]
+        answer = await self._store.run("connect", ticket.keys.entrance, args)
+        return Connected(caller_of(ticket, answer), int(answer[5]), int(answer[6]))
+
+    async def _list(self, device_id: str, connection_id: UUID) -> None:
+        """Add a socket to this instance's list: a socket that is in no list could never be missed."""
+        await self._store.call("HSET", self._sockets, str(connection_id), device_id)
+        await self._store.call("EXPIRE", self._sockets, _SOCKETS_TTL_S)
 
     async def disconnect(self, device_id: str, connection_id: UUID) -> None:
-        """A socket has ended; its device is looked at soon, unless a newer socket has it. Raises `Unavailable`."""
-        if await self._ended(device_id, str(connection_id), _GRACE_MS):
-            await self._store.call("HDEL", keys.instance_sockets(self._instance_id), device_id)
+        """A socket has ended; its device is looked at soon, unless a newer socket has it.
 
-    async def _ended(self, device_id: str, connection_id: str, grace_ms: int) -> bool:
-        ours, now = await self._store.run("disconnect", [DeviceKeys.of(device_id).device], [connection_id])
-        if ours:
-            await self._store.call("ZADD", keys.WATCH, "LT", int(now) + grace_ms, device_id)
-        return bool(ours)
+        Raises `Unavailable`; it must then be said again, which does no harm.
+        """
+        await self._ended(device_id, str(connection_id), _GRACE_MS)
+        await self._store.call("HDEL", self._sockets, str(connection_id))
+
+    async def _ended(self, device_id: str, connection_id: str, grace_ms: int) -> None:
+        now = await self._store.run("disconnect", [DeviceKeys.of(device_id).device], [connection_id])
+        # Also when it was not the device's socket any more: the answer to the first try may have been lost.
+        await self._store.call("ZADD", keys.WATCH, "LT", int(now) + grace_ms, device_id)
 
     async def instance_beat(self, dead_after_ms: int) -> tuple[bool, Sequence[str]]:
-        """Say that this instance lives; return whether that was known, and the ids of those that are dead."""
-        answer = await self._store.run("instance_beat", [keys.INSTANCES], [self._instance_id, dead_after_ms])
-        return bool(answer[0]), answer[1:]
+        """Say that this instance lives; return whether that was known, and the ids of those that are dead.
+
+        Each node of a cluster is told, for one that has lost what it had has forgotten sockets too.
+        """
+        places = [keys.instances(tag) for tag in await self._store.tags(keys.INDEX)]
+        answers = [await self._store.run("instance_beat", [place], [self._instance, dead_after_ms]) for place in places]
+        return all(answer[0] for answer in answers), answers[0][1:]
+
+    async def _forget(self, instance: str) -> None:
+        for tag in await self._store.tags(keys.INDEX):
+            await self._store.call("ZREM", keys.instances(tag), instance)
 
     async def instance_leaves(self) -> None:
         """Forget this instance, whose sockets have all ended. Raises `Unavailable`."""
-        await self._store.call("ZREM", keys.INSTANCES, self._instance_id)
-        await self._store.call("DEL", keys.instance_sockets(self._instance_id))
+        await self._store.call("DEL", self._sockets)
+        await self._forget(self._instance)
 
-    async def bury(self, instance_id: str) -> int:
-        """End the sockets of a dead instance; several may do it at once. Return how many there were."""
-        sockets = keys.instance_sockets(instance_id)
-        found: dict[str, str] = await self._store.call("HGETALL", sockets)
-        for device_id, connection_id in found.items():
-            await self._ended(device_id, connection_id, 0)
-        await self._store.call("DEL", sockets)
-        await self._store.call("ZREM", keys.INSTANCES, instance_id)
-        return len(found)
+    async def bury(self, instance: str, most: int) -> int:
+        """End about `most` sockets of a dead instance; return how many. When there are none, the instance is forgotten.
 
-    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int) -> tuple[Standing, int | None]:
-        """Say again that a socket is open; return how it stands, and the moment at which that made it online."""
+        Several instances may do it at once. Raises `Unavailable`.
+        """
+        sockets = keys.instance_sockets(instance)
+        fields = await self._store.call("HRANDFIELD", sockets, most)
+        for connection_id in fields:
+            device_id = await self._store.call("HGET", sockets, connection_id)
+            if device_id is not None:
+                await self._ended(device_id, connection_id, 0)
+                await self._store.call("HDEL", sockets, connection_id)
+        if not fields:
+            await self._forget(instance)
+        return len(fields)
+
+    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int) -> Stand:
+        """Say that a socket is open, for Redis may have forgotten it, and learn how it stands. Raises `Unavailable`."""
+        await self._list(caller.device_id, connection_id)
         device = DeviceKeys.of(caller.device_id)
-        await self._store.call("HSET", keys.instance_sockets(self._instance_id), caller.device_id, str(connection_id))
-        names = [str(connection_id), self._instance_id, str(number), str(caller.uid), str(caller.customer_id)]
-        answer = await self._store.run("reassert", [device.sessions, device.device], [caller.token_hash, *names])
-        return Standing(int(answer[0])), int(answer[1]) or None
+        args = [caller.token_hash, str(connection_id), str(number), str(caller.uid), str(caller.customer_id)]
+        answer = await self._store.run("reassert", [device.sessions, device.device, device.leased], args)
+        change = _change(caller.device_id, caller.uid, answer[1], answer[2], Connection.WEBSOCKET)
+        leases = {UUID(answer[n]): int(answer[n + 1]) / 1000 for n in range(3, len(answer), 2)}
+        return Stand(Standing(int(answer[0])), change, leases)
+
+    async def written(self, change: PresenceChange) -> None:
+        """The truth has this change. Raises `Unavailable`."""
+        device = DeviceKeys.of(change.device_id).device
+        await self._store.run("presence_written", [device], [str(change.uid), change.at_ms])
 
     async def watch(self, device_id: str, at_ms: int) -> None:
-        """Have somebody look at the device at `at_ms`; an earlier appointment stays."""
+        """Have somebody look at the device at `at_ms`; an earlier appointment stays. Raises `Unavailable`."""
         await self._store.call("ZADD", keys.WATCH, "NX", at_ms, device_id)
 
-    async def adopt(self, device_id: str, uid: UUID, presence: str, now_ms: int) -> None:
+    async def adopt(self, device_id: str, uid: UUID, presence: str, connection: str, now_ms: int) -> None:
         """Take up a device that the truth holds for present and Redis has forgotten; what Redis knows stays."""
         device = DeviceKeys.of(device_id).device
-        for field, value in (("uid", str(uid)), ("presence", presence), ("beat", now_ms)):
-            await self._store.call("HSETNX", device, field, value)
-        await self._store.call("EXPIRE", device, 7 * 86_400)
-        await self.watch(device_id, now_ms + self.timeout_s * 1000)
+        known = {"uid": str(uid), "presence": presence, "way": connection}
+        due = now_ms + _COMES_BACK_MS
+        if connection != Connection.WEBSOCKET:
+            known["beat"] = str(now_ms)
+            due = now_ms + self.timeout_s * 1000
+        for name, value in known.items():
+            await self._store.call("HSETNX", device, name, value)
+        await self._store.call("EXPIRE", device, _DEVICE_TTL_S)
+        await self.watch(device_id, due)
 
-    async def fallen_silent(self, limit: int) -> Sequence[Silence]:
-        """Look at the devices whose time has come, at most `limit`; return those that went offline just now."""
-        now = await self._store.time_ms()
-        due = await self._store.call("ZRANGEBYSCORE", keys.WATCH, "-inf", now, "LIMIT", 0, limit)
-        silent = []
-        for device_id in due:
-            device = DeviceKeys.of(device_id).device
-            again, uid, changed = await self._store.run("check_presence", [device], [self.timeout_s * 1000])
-            if again:
-                await self._store.call("ZADD", keys.WATCH, again, device_id)
-            else:
-                await self._store.call("ZREM", keys.WATCH, device_id)
-            if changed:
-                silent.append(Silence(device_id, UUID(uid), int(changed)))
-        return silent
+    async def take_due(self, most: int) -> Sequence[str]:
+        """Take the devices that are due to be looked at, at most `most`. Raises `Unavailable`."""
+        args = [most, _TAKEN_MS, _WATCH_TTL_MS]
+        return list(await self._store.run("take_due", [keys.WATCH, keys.TAKEN], args))
+
+    async def check(self, device_id: str) -> Look:
+        """Look at a taken device. Raises `Unavailable`."""
+        device = DeviceKeys.of(device_id).device
+        again, uid, moment, presence, way = await self._store.run("check_presence", [device], [self.timeout_s * 1000])
+        return Look(int(again), _change(device_id, UUID(uid), moment, presence, way) if uid else None)
+
+    async def checked(self, device_id: str, again_ms: int) -> None:
+        """A taken device has been looked at and what was found is written. Raises `Unavailable`."""
+        if again_ms:
+            await self._store.call("ZADD", keys.WATCH, "LT", again_ms, device_id)
+        await self._store.call("ZREM", keys.TAKEN, device_id)
 
     async def look(self, device_id: str) -> Seen:
         """What is known of a device now."""
@@ -206,3 +262,10 @@ class Presence:
             orjson.loads(heartbeat) if heartbeat else None,
             socket is not None,
         )
+
+
+def _change(device_id: str, uid: UUID, at_ms: Any, presence: str, way: str) -> PresenceChange | None:
+    """A change at `at_ms`, None when that is 0."""
+    if not int(at_ms):
+        return None
+    return PresenceChange(device_id, uid, DeviceStatus(presence), Connection(way), int(at_ms))

@@ -37,15 +37,18 @@ class Queue:
         self._store = store
         self._sessions = sessions
 
-    async def lease(self, token: str | None, limit: int, visibility_ms: int, *, counted: bool = True) -> Leased:
+    async def lease(
+        self, token: str | None, limit: int, visibility_ms: int, *, counted: bool = True, pushed: bool = False
+    ) -> Leased:
         """Check the session and lease up to `limit` commands, most urgent first: one round trip.
 
-        Unless `counted`, the call does not count against the device's limit.
+        Unless `counted`, the call does not count against the device's limit. With `pushed` the device did not ask, so
+        its session does not slide.
         Raises `Unauthenticated`, `RateLimited`, `Unavailable`.
         """
         ticket = self._sessions.ticket(token)
         keys = ticket.keys
-        head = ticket.args if counted else ticket.uncounted
+        head = ticket.unused if pushed else ticket.args if counted else ticket.uncounted
         answer = await self._store.run("claim", [*keys.entrance, *keys.queue], [*head, limit, visibility_ms])
         return Leased(caller_of(ticket, answer), [UUID(text) for text in answer[6:]], int(answer[5]))
 

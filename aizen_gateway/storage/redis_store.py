@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from ..domain.errors import Unavailable
+from .cluster import Address, ClusterClient
+from .cluster_subscriber import ClusterSubscriber
 
 LUA = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
-# Answers of a Redis that is there but cannot serve now: full, failing over, read-only, loading.
-_NOT_NOW = ("LOADING", "MISCONF", "OOM", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY")
+# A Redis that is there but cannot serve now: full, failing over, read-only, loading.
+_NOT_NOW = (ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+# The same where the library has no class for it, and where a script failed by it: before 7.0 the code is in the middle.
+_NOT_NOW_TEXT = re.compile(r"(?:^|-)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN) ")
 
-Client = Any  # Redis | RedisCluster: the library's two clients share no type that names what we call
+# Only Redis's own cloud sends these; a pool that expects them takes connections that the server has closed for good.
+_NO_NOTICES = MaintNotificationsConfig(enabled=False)
+
+Client = Any  # Redis | ClusterClient: what both have is `execute_command` and `aclose`
 
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """How to connect: `timeout` is seconds for a connection, for an answer, and for a place in the pool."""
+    """How to connect: `timeout` is seconds for a connection, for an answer, and for a place in the pool.
+
+    `max_connections` is for one server; a cluster has as many for each of its nodes.
+    """
 
     url: str
     max_connections: int = 8
@@ -43,67 +64,82 @@ def connect(options: RedisOptions) -> Client:
     Nothing is connected yet. Commands are never repeated by the client: a claim whose answer was lost must not be
     made twice, and pooled connections that the server closed are found before they are used.
     """
-    parts = urlsplit(options.url)
-    common: dict[str, Any] = {
-        "decode_responses": True,
+    scheme, _, kind = urlsplit(options.url).scheme.partition("+")
+    if not kind:
+        return _plain(options.url, options)
+    credentials, _, hosts = urlsplit(options.url).netloc.rpartition("@")
+
+    def url_of(address: Address, path: str = "") -> str:
+        host, port = address
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        query = urlsplit(options.url).query
+        return f"{scheme}://{credentials and credentials + '@'}{where}/{path}{query and '?' + query}"
+
+    addresses = [_address(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(",")]
+    if kind == "cluster":
+        return ClusterClient(addresses, lambda address: _plain(url_of(address), options))
+    service, _, database = urlsplit(options.url).path.strip("/").partition("/")
+    return _sentinel(addresses, service, url_of(addresses[0], database), options)
+
+
+def _address(text: str, default_port: int) -> Address:
+    split = urlsplit(f"//{text}")
+    return split.hostname or "127.0.0.1", split.port or default_port
+
+
+def _common(options: RedisOptions) -> dict[str, Any]:
+    return {
         "socket_timeout": options.timeout,
         "socket_connect_timeout": options.timeout,
         "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
     }
-    if parts.scheme.endswith("+sentinel"):
-        return _sentinel(options, common)
-    if parts.scheme.endswith("+cluster"):
-        return _cluster(options, common)
+
+
+def _plain(url: str, options: RedisOptions) -> Redis:
+    """The client of one server."""
     pool = BlockingConnectionPool.from_url(
-        options.url,
+        url,
         max_connections=options.max_connections,
         timeout=options.timeout,
-        retry=Retry(NoBackoff(), 0),
-        **common,
+        decode_responses=True,
+        maint_notifications_config=_NO_NOTICES,
+        **_common(options),
     )
     return Redis.from_pool(pool)
 
 
-def _addresses(netloc: str, default_port: int) -> tuple[list[tuple[str, int]], str | None, str | None]:
-    """Split `user:password@host:port,host:port` into addresses, user and password."""
-    credentials, _, hosts = netloc.rpartition("@")
-    user, _, password = credentials.partition(":")
-    addresses = []
-    for host in hosts.split(","):
-        address = urlsplit(f"//{host}")
-        addresses.append((address.hostname or "127.0.0.1", address.port or default_port))
-    return addresses, unquote(user) or None, unquote(password) or None
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """As the pool of a plain client: who finds no connection free waits for one."""
+
+    async def aclose(self) -> None:
+        """Close the connections to the sentinels too: nobody else knows of them."""
+        await super().aclose()
+        await self.sentinel_manager.aclose()
 
 
-def _sentinel(options: RedisOptions, common: dict[str, Any]) -> Client:
-    parts = urlsplit(options.url)
-    addresses, user, password = _addresses(parts.netloc, 26379)
-    service, _, database = parts.path.strip("/").partition("/")
+def _sentinel(sentinels: Sequence[Address], service: str, url: str, options: RedisOptions) -> Redis:
+    """The client of the server that is now the master of `service`; `url` tells how to connect to it."""
+    arguments: dict[str, Any] = dict(parse_url(url))
+    for name in ("host", "port"):
+        del arguments[name]
+    tls = arguments.pop("connection_class", None) is SSLConnection
+    # Sentinels have no users, passwords or databases of the servers they watch, but their TLS.
+    same = {name: value for name, value in arguments.items() if name.startswith("ssl_")} if tls else {}
     # The library leaves this constructor without types.
-    sentinel = Sentinel(addresses, sentinel_kwargs={"socket_timeout": options.timeout})  # type: ignore[no-untyped-call]
-    return sentinel.master_for(
+    manager = Sentinel(sentinels, sentinel_kwargs={**_common(options), **same, "ssl": tls})  # type: ignore[no-untyped-call]
+    pool = _SentinelPool(
         service,
-        db=int(database or 0),
-        username=user,
-        password=password,
-        ssl=parts.scheme.startswith("rediss"),
+        manager,
+        ssl=tls,
         max_connections=options.max_connections,
-        retry=Retry(NoBackoff(), 0),
-        **common,
+        timeout=options.timeout,
+        decode_responses=True,
+        maint_notifications_config=_NO_NOTICES,
+        **arguments,
+        **_common(options),
     )
-
-
-def _cluster(options: RedisOptions, common: dict[str, Any]) -> Client:
-    parts = urlsplit(options.url)
-    addresses, user, password = _addresses(parts.netloc, 6379)
-    return RedisCluster(
-        startup_nodes=[ClusterNode(host, port) for host, port in addresses],
-        username=user,
-        password=password,
-        ssl=parts.scheme.startswith("rediss"),
-        max_connections=options.max_connections,
-        **common,
-    )
+    return Redis.from_pool(pool)
 
 
 def script_text(name: str) -> str:
@@ -115,24 +151,35 @@ def script_text(name: str) -> str:
 class RedisStore:
     """Runs the scripts and the few plain commands, and turns "not there" into `Unavailable`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, timed: Callable[[float], None] = lambda _seconds: None) -> None:
+        """`timed` is told the seconds of each script's run."""
         self.client = client
+        self._timed = timed
         names = sorted(path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("_"))
-        self._scripts = {name: client.register_script(script_text(name)) for name in names}
+        self._scripts = {name: script_text(name) for name in names}
+        # What Redis calls a script by; it is no secret.
+        self._hashes = {name: sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}  # noqa: S324
 
     @classmethod
-    def connect(cls, options: RedisOptions) -> Self:
-        return cls(connect(options))
+    def connect(cls, options: RedisOptions, *, timed: Callable[[float], None] = lambda _seconds: None) -> Self:
+        return cls(connect(options), timed=timed)
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        """Run `lua/<script>.lua` in one round trip. Raises `Unavailable`."""
+        """Run `lua/<script>.lua` in one round trip. All keys are of one hash tag. Raises `Unavailable`."""
+        rest = (len(keys), *keys, *args)
+        started = time.perf_counter()
         try:
-            return await self._scripts[script](keys=keys, args=args)
+            try:
+                return await self.client.execute_command("EVALSHA", self._hashes[script], *rest)
+            except NoScriptError:
+                return await self.client.execute_command("EVAL", self._scripts[script], *rest)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+        finally:
+            self._timed(time.perf_counter() - started)
 
     async def call(self, *command: str | int) -> Any:
-        """Run one plain command. Raises `Unavailable`."""
+        """Run one plain command, whose keys are of one hash tag. Raises `Unavailable`."""
         try:
             return await self.client.execute_command(*command)
         except (RedisError, OSError) as error:
@@ -140,19 +187,35 @@ class RedisStore:
 
     async def entries(self, command: str, stream: str, first: str, last: str, count: int) -> list[Any]:
         """A page of a stream as (id, fields) pairs, by `XRANGE` or `XREVRANGE`. Raises `Unavailable`."""
-        read = self.client.xrange if command == "XRANGE" else self.client.xrevrange
-        try:
-            return list(await read(stream, first, last, count=count))
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return list(await self.call(command, stream, first, last, "COUNT", count))
 
     async def time_ms(self) -> int:
-        """Redis's clock, the one clock of all leases, in milliseconds since the epoch. Raises `Unavailable`."""
+        """Redis's clock, the one clock of all leases, in milliseconds since the epoch. Raises `Unavailable`.
+
+        In a cluster it is that of one node, the same for every instance.
+        """
+        seconds, micros = await self.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def info(self) -> dict[str, Any]:
+        """What the server says of itself, by the names of `INFO`; of a cluster, one node. Raises `Unavailable`."""
+        return dict(await self.call("INFO"))
+
+    def subscriber(self) -> Any:
+        """A new subscriber: `subscribe`, `unsubscribe`, `get_message` and `aclose` as the library has them."""
+        return ClusterSubscriber(self.client) if isinstance(self.client, ClusterClient) else self.client.pubsub()
+
+    async def tags(self, stem: str) -> Sequence[str]:
+        """Hash tags such that each node which keeps keys has one: `stem` first, and others that begin with it.
+
+        Raises `Unavailable`.
+        """
+        if not isinstance(self.client, ClusterClient):
+            return [stem]
         try:
-            seconds, micros = await self.client.time()
+            return await self.client.tags(stem)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
-        return int(seconds) * 1000 + int(micros) // 1000
 
     async def close(self) -> None:
         """Close all connections."""
@@ -161,7 +224,8 @@ class RedisStore:
 
 def unavailable(error: Exception) -> Exception:
     """`Unavailable` when Redis is away or cannot serve now; the error itself when it is a fault of ours."""
-    gone = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
-    if isinstance(error, gone) or (isinstance(error, ResponseError) and str(error).startswith(_NOT_NOW)):
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, *_NOT_NOW)):
+        return Unavailable("Redis is not reachable.")
+    if isinstance(error, ResponseError) and _NOT_NOW_TEXT.search(str(error)):
         return Unavailable("Redis is not reachable.")
     return error

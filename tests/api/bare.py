@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from aizen_gateway.api.keys import ApiOptions, Services
 from aizen_gateway.api.server import GatewayRunner
 from aizen_gateway.api.setup import setup_api
+from aizen_gateway.metrics import Metrics
 
 PORTAL = "https://portal.example"
 Client = TestClient[web.Request, web.Application]
@@ -26,7 +27,7 @@ def bare_app(*, request_timeout_s: float = 50.0, **handlers: Handler) -> web.App
     nothing: Any = None
     services = Services(**{field.name: nothing for field in fields(Services)})
     options = ApiOptions("1.2.3", (PORTAL,), request_timeout_s=request_timeout_s)
-    setup_api(app, services=services, options=options)
+    setup_api(app, services=services, options=options, metrics=Metrics("1.2.3", "test"))
     for name, handler in handlers.items():
         app.router.add_post(f"/{name}", handler)
     return app

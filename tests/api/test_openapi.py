@@ -99,6 +99,7 @@ def test_every_operation_but_sign_in_and_the_public_ones_asks_for_a_token(docume
         "/readyz",
         "/version",
         "/openapi.json",
+        "/asyncapi.json",
         "/docs",
     }
 

@@ -6,9 +6,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,14 +14,13 @@ import asyncpg
 import pytest
 import redis
 
-from aizen_gateway.dev.agent import AgentConfig, NotWelcome, run_agent
+from aizen_gateway.dev.agent import NotWelcome
 from aizen_gateway.dev.agent_state import AgentState
+from tests.support.agents import Launch, Silence, approved, ended, provisioned
 from tests.support.clients import World
 from tests.support.gateway import RunningGateway, StartGateway
-from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = ("succeeded", "failed", "timed_out", "canceled", "expired", "undeliverable")
 
 # An agent in a process of its own, which says what it does, one JSON object a line.
 PROCESS = """
@@ -38,106 +34,10 @@ asyncio.run(run_agent(config, stop=asyncio.Event(), announce=say))
 """
 
 
-@dataclass(slots=True)
-class Agent:
-    """A running agent and what it has said. `end` may be called twice."""
-
-    config: AgentConfig
-    said: list[tuple[str, dict[str, object]]] = field(default_factory=list)
-    _stop: asyncio.Event = field(default_factory=asyncio.Event)
-    _more: asyncio.Event = field(default_factory=asyncio.Event)
-    _task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(run_agent(self.config, stop=self._stop, announce=self._hear))
-
-    def _hear(self, event: str, fields: Mapping[str, object]) -> None:
-        self.said.append((event, dict(fields)))
-        self._more.set()
-
-    async def says(self, event: str, times: int = 1, **fields: object) -> None:
-        """Wait until it has said `event` with these fields so many times."""
-        while sum(name == event and fields.items() <= told.items() for name, told in self.said) < times:
-            self._more.clear()
-            assert self._task is not None
-            assert not self._task.done(), self.said
-            await self._more.wait()
-
-    async def end(self) -> None:
-        self._stop.set()
-        if self._task is not None:
-            await self._task
-
-    async def result(self) -> None:
-        """Wait for what ends it by itself, and raise that."""
-        task, self._task = self._task, None
-        assert task is not None
-        await task
-
-
-Launch = Callable[..., Agent]
-
-
-@pytest.fixture
-async def launch(tmp_path: Path, gateway: RunningGateway) -> AsyncIterator[Launch]:
-    """Call it with a device id for an agent at the gateway, or at `base_url`; its state stays between launches."""
-    async with AsyncExitStack() as stack:
-
-        def start(device_id: str, **settings: Any) -> Agent:
-            quick = {"poll_wait_ms": 500, "retry_base_ms": 50, "retry_cap_ms": 500, "stop_grace_ms": 500}
-            known = {"base_url": gateway.url, **quick, **settings}
-            agent = Agent(AgentConfig(device_id, tmp_path / device_id, **known))
-            agent.start()
-            stack.push_async_callback(agent.end)
-            return agent
-
-        yield start
-
-
-async def provisioned(world: World, device_id: str) -> tuple[str, str]:
-    """A device's activation code, and an open session with it."""
-    code = (await world.owner.provision(device_id))["activationCode"]
-    return code, (await world.owner.open_session(device_id))["id"]
-
-
-async def ended(world: World, command: Mapping[str, Any]) -> dict[str, Any]:
-    """The command when it has ended."""
-    return dict(await eventually(lambda: world.owner.command(command), lambda found: found["status"] in ENDED, 30))
-
-
-async def approved(world: World, session: str, **fields: Any) -> dict[str, Any]:
-    """A remediation that the admin has approved."""
-    command = await world.owner.submit(session, **fields)
-    decided = await world.admin.decide(session, commandId=command["id"], digest=command["digest"])
-    assert decided.status == 200
-    return dict(command)
-
-
-@dataclass(slots=True)
-class Silence:
-    """A web server that says nothing, so that a check of it goes on until `ended` is set."""
-
-    url: str
-    ended: asyncio.Event
-
-    async def check(self, world: World, session: str, **fields: Any) -> dict[str, Any]:
-        """Submit a diagnostic that takes that long."""
-        parameters = {"url": self.url, "timeoutMs": 60_000}
-        return dict(await world.owner.submit(session, "http_check", parameters=parameters, **fields))
-
-
-@pytest.fixture
-async def silence() -> AsyncIterator[Silence]:
-    ended = asyncio.Event()
-
-    async def wait(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await ended.wait()
-        writer.close()
-
-    server = await asyncio.start_server(wait, "127.0.0.1", 0)
-    async with server:
-        yield Silence(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", ended)
-        ended.set()
+@pytest.fixture(params=[True, False], ids=["socket", "polling"])
+def use_socket(request: pytest.FixtureRequest) -> bool:
+    """Every promise holds whichever way the agent talks with the gateway."""
+    return bool(request.param)
 
 
 async def test_every_kind_of_diagnostic_runs_and_reports(world: World, launch: Launch) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientSession, web
 
+from aizen_gateway.api.server import GatewayRunner
 from aizen_gateway.app import create_app
 from aizen_gateway.settings import Settings
 from aizen_gateway.storage.postgres import Database, PostgresOptions
@@ -25,7 +26,7 @@ class RunningGateway:
 
     url: str
     app: web.Application
-    runner: web.AppRunner
+    runner: GatewayRunner
     stopped: bool = False
 
     async def stop(self) -> None:
@@ -41,7 +42,7 @@ StartWorld = Callable[..., Awaitable[World]]
 async def run_gateway(environment: dict[str, str]) -> RunningGateway:
     """Start an instance with the settings of `environment` on a free port."""
     app = create_app(Settings.from_env(environment))
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=2.0)
+    runner = GatewayRunner(app, shutdown_timeout=2.0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

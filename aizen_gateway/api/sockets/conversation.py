@@ -17,11 +17,14 @@ from ...logs import fresh_context
 from ...realtime.allowance import Allowance
 from ...realtime.connection import CloseCode, Connection
 from ...realtime.frames import frame
+from ...realtime.tasks import end, whole
 from .messages import Malformed, Message, error_frame, parse_message
 from .wire import WebSocket
 
 _INBOX = 32
 _MOST_MALFORMED = 3
+# Seconds within which a part of a socket that was cancelled has cleaned up.
+_CLEANED_UP = 10.0
 
 Answer = Callable[[Message], Awaitable[None]]
 
@@ -39,6 +42,8 @@ class Conversation:
         self._socket = socket
         self.connection = connection
         self._allowance = Allowance(rate)
+        # Apart, so that no ping costs a message.
+        self._pings = Allowance(rate)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(_INBOX)
         self._malformed = 0
         self.on_text: Callable[[], None] = lambda: None
@@ -58,18 +63,20 @@ class Conversation:
             case WSMsgType.TEXT:
                 self.on_text()
                 await self._take_text(incoming.data)
-            case WSMsgType.PING:
-                connection.pinged(bytes(incoming.data))
-            case WSMsgType.PONG:
-                pass
+            case WSMsgType.PING | WSMsgType.PONG:
+                if not self._pings.take():
+                    connection.end(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+                elif incoming.type is WSMsgType.PING:
+                    connection.pinged(bytes(incoming.data))
             case WSMsgType.BINARY:
                 connection.end(CloseCode.UNSUPPORTED, "text frames only")
             case WSMsgType.CLOSE:
                 connection.end(CloseCode.NORMAL, "")
                 return False
             case _:
-                # Too big, not UTF-8, against the protocol, or gone: aiohttp has closed it with the code that fits.
-                connection.end(CloseCode.NORMAL, "")
+                # Too big, against the protocol, or gone: aiohttp has closed it with the code that fits.
+                failed = incoming.type is WSMsgType.ERROR
+                connection.end((failed and self._socket.close_code) or CloseCode.NORMAL, "")
                 return False
         return True
 
@@ -91,7 +98,10 @@ class Conversation:
             if message.type == "ping":
                 self.connection.send(frame("pong", {}, message.request_id))
             else:
+                self.connection.deaf = self._inbox.full()
                 await self._inbox.put(message)
+                self.connection.deaf = False
+                self.connection.heard()
 
     async def together(self, answer: Answer, *others: Awaitable[None]) -> None:
         """Answer messages beside `others`, until one of them ends or the socket does."""
@@ -101,9 +111,15 @@ class Conversation:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks, again=_CLEANED_UP)
+            await self._finish(answer)
+
+    async def _finish(self, answer: Answer) -> None:
+        """Do what the peer had said before it left: a result that came with the close frame is a result."""
+        while self.connection.close_code == CloseCode.NORMAL and not self._inbox.empty():
+            message = self._inbox.get_nowait()
+            with fresh_context(request_id=message.request_id):
+                await whole(self._answer(message, answer))
 
     async def next(self) -> Message:
         """The next message of the client."""
@@ -114,7 +130,7 @@ class Conversation:
         while True:
             message = await self._inbox.get()
             with fresh_context(request_id=message.request_id):
-                await self._answer(message, answer)
+                await whole(self._answer(message, answer))
 
     async def _answer(self, message: Message, answer: Answer) -> None:
         try:
@@ -138,14 +154,15 @@ async def converse(conversation: Conversation, *others: Awaitable[None]) -> None
     """
     connection = conversation.connection
     reader = asyncio.ensure_future(conversation.read())
+    # Whoever closes reads up to the peer's own close frame. Next to a reader it would not wait for that, and data that
+    # come after the end break the line before our close frame has gone through a proxy.
+    connection.when_ending(reader.cancel)
     rest = [asyncio.ensure_future(other) for other in others]
     writer = asyncio.ensure_future(connection.run())
     try:
         await asyncio.wait({reader, writer, *rest}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await end(*rest, again=_CLEANED_UP)
         for task in rest:
             if not task.cancelled() and (failure := task.exception()) is not None:
                 _log.error("socket part failed", exc_info=failure, connection_id=str(connection.id))

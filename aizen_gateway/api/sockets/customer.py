@@ -18,14 +18,13 @@ from ...realtime.frames import frame
 from ...services.portal_sockets import Credentials, PortalSocket, auth_success
 from ..credentials import customer_header
 from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
+from ..schemas import customer_views as cv
+from ..schemas import socket_views as v
 from ..schemas import sockets as s
 from .conversation import Conversation, converse
 from .handshake import customer_socket_token, forget_unselected, require_origin, require_upgrade, selected
 from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
-
-# Seconds for the first message, when the handshake brought no token.
-_AUTH_WITHIN = 10.0
 
 _log = structlog.get_logger(__name__)
 Payload = dict[str, Any]
@@ -42,7 +41,12 @@ class PortalTalk:
         """Do what a message asks, and answer it. Raises the services' failures."""
         kind, payload = understood(CUSTOMER_MESSAGES, message)
         bind_context(customer_id=str(self._socket.principal.customer_id))
-        answer = await kind.work(self, message, payload, message.origin(self._origin))
+        try:
+            answer = await kind.work(self, message, payload, message.origin(self._origin))
+        except NoCustomer as error:
+            self._socket.connection.send(error_frame(error, message.request_id))
+            self._socket.connection.end(CloseCode.FORBIDDEN, "no access")
+            return
         if answer is not None:
             self._socket.connection.send(frame(kind.answer, answer, message.request_id))
 
@@ -82,12 +86,24 @@ class PortalTalk:
 _NOT_IN_BODY = frozenset({"sessionId", "idempotencyKey"})
 
 CUSTOMER_MESSAGES: Mapping[str, Kind] = {
-    "auth": Kind(s.AuthMessage(), "auth_success", PortalTalk.auth, "Show a token, or renew it"),
-    "subscribe": Kind(s.SubscribeMessage(), "subscribed", PortalTalk.subscribe, "Join a room, and resume"),
-    "unsubscribe": Kind(s.RoomMessage(), "unsubscribed", PortalTalk.unsubscribe, "Leave a room"),
-    "join_rooms": Kind(s.JoinRoomsMessage(), "rooms_joined", PortalTalk.join_rooms, "Join the room customer"),
-    "send_command": Kind(s.SendCommandMessage(), "command_queued", PortalTalk.send_command, "Submit a command"),
-    "approve": Kind(s.ApproveMessage(), "approval_recorded", PortalTalk.approve, "Decide a command or a session"),
+    "auth": Kind(s.AuthMessage(), "auth_success", PortalTalk.auth, "Show a token, or renew it", v.AuthSuccess()),
+    "subscribe": Kind(
+        s.SubscribeMessage(), "subscribed", PortalTalk.subscribe, "Join a room, and resume", v.Subscribed()
+    ),
+    "unsubscribe": Kind(s.RoomMessage(), "unsubscribed", PortalTalk.unsubscribe, "Leave a room", v.Unsubscribed()),
+    "join_rooms": Kind(
+        s.JoinRoomsMessage(), "rooms_joined", PortalTalk.join_rooms, "Join the room `customer`", v.RoomsJoined()
+    ),
+    "send_command": Kind(
+        s.SendCommandMessage(), "command_queued", PortalTalk.send_command, "Submit a command", cv.CommandAnswer()
+    ),
+    "approve": Kind(
+        s.ApproveMessage(),
+        "approval_recorded",
+        PortalTalk.approve,
+        "Decide a command or a session",
+        cv.DecisionAnswer(),
+    ),
 }
 
 
@@ -110,7 +126,7 @@ async def customer_socket(request: web.Request) -> web.StreamResponse:
     conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
     with services.live.track(connection):
         await converse(conversation, _live(request, services, conversation, header, entered))
-    _log.info("portal socket closed", code=connection.close_code, request_id=request[REQUEST_ID])
+    _log.info("portal socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
     return socket
 
 
@@ -125,7 +141,7 @@ async def _live(
     try:
         credentials, principal = entered or await _first_message(services, conversation, header)
         async with services.portal_sockets.open(connection, credentials, principal) as socket:
-            await conversation.together(PortalTalk(socket, request[ORIGIN]).answer)
+            await conversation.together(PortalTalk(socket, request[ORIGIN]).answer, socket.watch_membership())
     except Unauthenticated:
         connection.end(CloseCode.UNAUTHENTICATED, "not authenticated")
     except NoCustomer:
@@ -142,7 +158,8 @@ async def _first_message(
     """The token as the first message, within its time; its failure is told before the socket is closed."""
     connection = conversation.connection
     try:
-        message = await asyncio.wait_for(conversation.next(), _AUTH_WITHIN)
+        async with asyncio.timeout(services.portal_sockets.times.first_message):
+            message = await conversation.next()
     except TimeoutError as error:
         raise Unauthenticated from error
     try:

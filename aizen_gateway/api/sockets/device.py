@@ -15,14 +15,16 @@ from ...domain.values import DeviceCaller, Origin
 from ...logs import bind_context
 from ...realtime.connection import CloseCode, Connection
 from ...realtime.frames import frame
-from ...services.device_sockets import DeviceSocket, SocketOptions
+from ...services.device_socket import DeviceSocket, SocketOptions
 from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
 from ..schemas import device as d
+from ..schemas import device_views as dv
+from ..schemas import socket_views as v
 from ..schemas import sockets as s
 from ..schemas.fields import parse_uuid
 from .conversation import Conversation, converse
 from .handshake import device_socket_token, forget_unselected, query_integer, require_upgrade, selected
-from .messages import Kind, Message, understood
+from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
 
 _log = structlog.get_logger(__name__)
@@ -40,12 +42,17 @@ class DeviceTalk:
         """Do what a message asks, and answer it. Raises the services' failures."""
         kind, payload = understood(DEVICE_MESSAGES, message)
         bind_context(device_id=self._socket.caller.device_id, customer_id=str(self._socket.caller.customer_id))
-        answer = await kind.work(self, message, payload, message.origin(self._socket.origin))
+        try:
+            answer = await kind.work(self, message, payload, message.origin(self._socket.origin))
+        except Unauthenticated as error:
+            self._socket.connection.send(error_frame(error, message.request_id))
+            await self._socket.signed_out()
+            return
         if answer is not None:
             self._socket.connection.send(frame(kind.answer, answer, message.request_id))
 
     async def _caller(self) -> DeviceCaller:
-        return await self._services.device_sockets.sessions.enter(self._socket.token, counted=False)
+        return await self._services.device_access.enter(self._socket.token, counted=False)
 
     async def heartbeat(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         beat = await self._services.heartbeats.beat(self._socket.token, **payload, origin=origin, over_socket=True)
@@ -68,20 +75,18 @@ class DeviceTalk:
 
     async def extend(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
-        answer = await self._services.delivery.extend(await self._caller(), command_id, **payload, origin=origin)
-        self._socket.extended(command_id, payload["extension_ms"])
-        return answer
+        return await self._services.delivery.extend(await self._caller(), command_id, **payload, origin=origin)
 
     async def release(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
         answer = await self._services.delivery.release(await self._caller(), command_id, **payload, origin=origin)
-        self._socket.forget(command_id)
+        self._socket.forget(command_id, payload["claim_token"])
         return answer
 
     async def command_result(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
         answer = await self._services.delivery.report(await self._caller(), command_id, **payload, origin=origin)
-        self._socket.forget(command_id)
+        self._socket.forget(command_id, payload["claim_token"])
         return answer
 
     async def connected(self, _message: Message, _payload: Payload, _origin: Origin) -> None:
@@ -96,12 +101,16 @@ def _command_id(payload: Payload) -> UUID:
 
 
 DEVICE_MESSAGES: Mapping[str, Kind] = {
-    "heartbeat": Kind(d.HeartbeatBody(), "heartbeat_ack", DeviceTalk.heartbeat, "How the device is"),
-    "status": Kind(s.StatusMessage(), "ack", DeviceTalk.status, "How the device is, without more"),
-    "claim": Kind(s.ClaimMessage(), "commands", DeviceTalk.claim, "Lease commands"),
-    "extend": Kind(s.ExtendMessage(), "ack", DeviceTalk.extend, "Keep a command for longer"),
-    "release": Kind(s.ReleaseMessage(), "ack", DeviceTalk.release, "Hand a command back unexecuted"),
-    "command_result": Kind(s.ResultMessage(), "ack", DeviceTalk.command_result, "What came of a command"),
+    "heartbeat": Kind(d.HeartbeatBody(), "heartbeat_ack", DeviceTalk.heartbeat, "How the device is", v.HeartbeatAck()),
+    "status": Kind(s.StatusMessage(), "ack", DeviceTalk.status, "How the device is, without more", v.StatusAck()),
+    "claim": Kind(s.ClaimMessage(), "commands", DeviceTalk.claim, "Lease commands", dv.ClaimedAnswer()),
+    "extend": Kind(s.ExtendMessage(), "ack", DeviceTalk.extend, "Keep a command for longer", dv.ExtendedAnswer()),
+    "release": Kind(
+        s.ReleaseMessage(), "ack", DeviceTalk.release, "Hand a command back unexecuted", dv.ReleasedAnswer()
+    ),
+    "command_result": Kind(
+        s.ResultMessage(), "ack", DeviceTalk.command_result, "What came of a command", dv.ReportedAnswer()
+    ),
     "connected": Kind(s.Ignored(), "", DeviceTalk.connected, "Sent by agents in the field, and ignored"),
 }
 
@@ -113,12 +122,12 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
     token = device_socket_token(request)
     if token is None:
         raise Unauthenticated
+    caller = await services.device_access.enter(token)
+    bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
     options = SocketOptions(
         query_integer(request, "prefetch", 0, 10, 1),
         query_integer(request, "visibilityTimeout", 1000, 3_600_000, 300_000),
     )
-    caller = await services.device_access.enter(token)
-    bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
     services.live.require_room()
     protocols = selected(request)
     socket = WebSocket(protocols)
@@ -128,7 +137,7 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
     conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
     with services.live.track(connection):
         await _talk(request, services, conversation, token, options)
-    _log.info("device socket closed", code=connection.close_code, request_id=request[REQUEST_ID])
+    _log.info("device socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
     return socket
 
 

@@ -28,11 +28,11 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A client's message. `request_id` is echoed on the answer when the client gave one."""
+    """A client's message. `request_id` is echoed on the answer when the client gave one; `payload` is as it came."""
 
     type: str
     request_id: str | None
-    payload: dict[str, Any]
+    payload: Any
 
     def origin(self, socket: Origin) -> Origin:
         """Where the message came from: its own request id where that has the contract's form, else a new one."""
@@ -52,7 +52,7 @@ def parse_message(raw: bytes) -> Message:
     return Message(
         kind if isinstance(kind, str) else "",
         request_id if usable else None,
-        payload if isinstance(payload, dict) else {},
+        {} if payload is None else payload,
     )
 
 
@@ -72,7 +72,7 @@ Work = Callable[[Any, Message, dict[str, Any], Origin], Awaitable[Mapping[str, A
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type of message: the schema of its payload, the type of its answer, and what to do.
+    """A type of message: the schema of its payload, the type of its answer, what to do, and the answer's payload.
 
     `work` gets the socket, the message, the loaded payload and the origin; None as its answer sends nothing, because
     the work has answered by itself or no answer is due.
@@ -82,6 +82,7 @@ class Kind:
     answer: str
     work: Work
     summary: str
+    view: Schema | None = None
 
 
 def understood(kinds: Mapping[str, Kind], message: Message) -> tuple[Kind, dict[str, Any]]:
@@ -89,4 +90,8 @@ def understood(kinds: Mapping[str, Kind], message: Message) -> tuple[Kind, dict[
     kind = kinds.get(message.type)
     if kind is None:
         raise InvalidRequest.field("type", "Not a type of message that is known here.")
+    if not kind.answer:
+        return kind, {}
+    if not isinstance(message.payload, dict):
+        raise InvalidRequest.field("payload", "Must be an object.")
     return kind, load(kind.schema, message.payload)

@@ -1,8 +1,10 @@
 -- Shared by the scripts of the queue. Not a script of its own.
 -- A queue record is `score:claim_by:remaining:timeout_ms:deadline`: its place, the moment from which it is not
--- handed out, the deliveries left, the execution bound, and the end of the execution now under way (0 for none).
+-- handed out, the deliveries left, the execution bound, and the end of the execution now under way (0 for none, and
+-- for a lease that the truth has not confirmed).
 
 local QUEUE_TTL = 691200000 -- 8 days: longer than any command may wait
+local UNCONFIRMED = 5000 -- far longer than a confirmation takes; one that comes later is refused or mended
 
 local function unpack_record(text)
   if not text then return nil end
@@ -38,10 +40,12 @@ local function return_lapsed(pending, leased, records, now)
     local id, lease_end = lapsed[i], tonumber(lapsed[i + 1])
     local r = unpack_record(redis.call('HGET', records, id))
     redis.call('ZREM', leased, id)
-    if r and r.remaining > 0 and r.deadline >= lease_end and r.claim_by > now then
+    local in_time = r and (r.deadline == 0 or r.deadline >= lease_end)
+    if in_time and r.remaining > 0 and r.claim_by > now then
       redis.call('ZADD', pending, r.score, id)
     else
       redis.call('HDEL', records, id)
     end
   end
+  if #lapsed > 0 then keep(pending, leased, records) end
 end

@@ -18,7 +18,8 @@ local function over_limit(key, rate, now)
   return 0
 end
 
--- A session is `created:expires:uid:customer` under the hash of its token.
+-- A session is `created:expires:uid:customer` under the hash of its token. Without a ttl it does not slide, and the
+-- device was not in touch: the gateway looks on its behalf.
 -- Returns code, uid, customer, wait: code 0 good, 1 no such session, 2 over the limit.
 local function enter(sessions, device, limit, hash, ttl, max_age, rate, now)
   local record = redis.call('HGET', sessions, hash)
@@ -30,10 +31,12 @@ local function enter(sessions, device, limit, hash, ttl, max_age, rate, now)
   end
   local wait = over_limit(limit, rate, now)
   if wait > 0 then return 2, uid, customer, wait end
-  local slid = math.min(now + ttl, tonumber(created) + max_age)
-  redis.call('HSET', sessions, hash, string.format('%s:%.0f:%s:%s', created, slid, uid, customer))
-  if redis.call('PTTL', sessions) < ttl then redis.call('PEXPIRE', sessions, ttl) end
-  redis.call('HSET', device, 'seen', string.format('%.0f', now))
+  if ttl > 0 then
+    local slid = math.min(now + ttl, tonumber(created) + max_age)
+    redis.call('HSET', sessions, hash, string.format('%s:%.0f:%s:%s', created, slid, uid, customer))
+    if redis.call('PTTL', sessions) < ttl then redis.call('PEXPIRE', sessions, ttl) end
+    redis.call('HSET', device, 'seen', string.format('%.0f', now))
+  end
   -- Whose news this is: a device may poll for long before it tells anything else.
   redis.call('HSETNX', device, 'uid', uid)
   redis.call('PEXPIRE', device, 604800000)

@@ -1,4 +1,5 @@
 -- Checks and slides the session, returns lapsed leases, and leases the most urgent commands: one round trip.
+-- These leases are short and count no delivery until the truth has confirmed them (`hold`): the caller may be gone.
 -- KEYS: sessions (hash), device (hash), limit (string), pending (zset), leased (zset), records (hash)
 -- ARGV: token hash, ttl ms, max age ms, calls a minute, how many, visibility ms
 -- Returns: {code, now, uid, customer, wait ms, next lease end or 0, id, id, ...}
@@ -23,10 +24,9 @@ while taken < wanted do
     if not r or r.claim_by <= now or r.remaining <= 0 then
       forget(pending, leased, records, id)
     else
-      r.remaining = r.remaining - 1
-      r.deadline = now + r.timeout
+      r.deadline = 0
       redis.call('ZREM', pending, id)
-      redis.call('ZADD', leased, now + visibility, id)
+      redis.call('ZADD', leased, now + math.min(visibility, UNCONFIRMED), id)
       redis.call('HSET', records, id, pack_record(r))
       taken = taken + 1
       answer[#answer + 1] = id

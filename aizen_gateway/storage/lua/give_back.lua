@@ -8,12 +8,12 @@ for i = 2, #ARGV do
   local id = ARGV[i]
   local r = unpack_record(redis.call('HGET', KEYS[3], id))
   if r and redis.call('ZREM', KEYS[2], id) == 1 then
-    r.remaining = r.remaining + 1
-    r.deadline = 0
-    redis.call('HSET', KEYS[3], id, pack_record(r))
     redis.call('ZADD', KEYS[1], r.score, id)
     back = back + 1
   end
 end
-if back > 0 then redis.call('PUBLISH', ARGV[1], 'wake') end
+if back > 0 then
+  keep(KEYS[1], KEYS[2], KEYS[3])
+  redis.call('PUBLISH', ARGV[1], 'wake')
+end
 return back

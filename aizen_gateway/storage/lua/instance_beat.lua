@@ -7,7 +7,7 @@ local now = now_ms()
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]), 'LIMIT', 0, 10)
 local known = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
 redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('PEXPIRE', KEYS[1], 86400000)
+redis.call('PEXPIRE', KEYS[1], 2592000000)
 local answer = {known}
 for _, id in ipairs(dead) do
   if id ~= ARGV[1] then answer[#answer + 1] = id end

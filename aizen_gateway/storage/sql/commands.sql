@@ -37,13 +37,18 @@ select * from aizen.commands where id = $1
 select * from aizen.commands where id = any($1::uuid[])
 
 -- name: commands_of_session
-select * from aizen.commands where session_id = $1 order by created_at, id
+-- In the order of their submission.
+select * from aizen.commands where session_id = $1 order by number
 
 -- name: lock_open_commands_of_session
-select * from aizen.commands
-where session_id = $1 and status in ('pending_approval', 'queued', 'claimed', 'cancel_requested')
-order by id
-for update
+-- Locked in the order in which everybody locks several commands, returned in the order of their submission.
+with locked as (
+    select * from aizen.commands
+    where session_id = $1 and status in ('pending_approval', 'queued', 'claimed', 'cancel_requested')
+    order by id
+    for update
+)
+select * from locked order by number
 
 -- name: count_open_commands
 select count(*) from aizen.commands
@@ -120,3 +125,9 @@ for update
 
 -- name: extend_lease
 update aizen.commands set visible_until = $2, due_at = $3 where id = $1
+
+-- name: count_by_status
+-- How many commands have not ended, of all customers, by status.
+select status, count(*) from aizen.commands
+where status in ('pending_approval', 'queued', 'claimed', 'cancel_requested')
+group by status

@@ -9,12 +9,13 @@ on conflict (id) where deleted_at is null do nothing
 returning *
 
 -- name: lock_device_by_id
--- The living device of this id, whoever owns it, held until the transaction ends.
-select * from aizen.devices where id = $1 and deleted_at is null for update
+-- The living device of this id, whoever owns it, held until the transaction ends. Not held so that rows that refer
+-- to it have to wait: whoever adds a command holds its session, for which a suspension that holds the device waits.
+select * from aizen.devices where id = $1 and deleted_at is null for no key update
 
 -- name: lock_device
--- A customer's living device, held until the transaction ends.
-select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null for update
+-- A customer's living device, held as by lock_device_by_id.
+select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null for no key update
 
 -- name: read_device
 select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null
@@ -121,23 +122,25 @@ from unnest($1::uuid[], $2::timestamptz[]) as b (uid, at)
 where d.uid = b.uid and (d.last_seen_at is null or d.last_seen_at < b.at)
 
 -- name: change_presence
--- Writes a presence that differs; nothing when it is the same already, or when a later change is known.
+-- Writes a presence or a connection that differs; nothing when both are the same already, or when a later change is
+-- known.
 with before as (
-    select uid, presence from aizen.devices
+    select uid, presence, connection from aizen.devices
     where uid = $1 and deleted_at is null and (presence_at is null or presence_at < $3)
-    for update
+    for no key update
 ), after as (
     update aizen.devices d set presence = $2, connection = $4, presence_at = $3,
         last_seen_at = greatest(d.last_seen_at, $5)
     from before where d.uid = before.uid
     returning d.*
 )
-select after.*, before.presence <> after.presence as changed from after join before using (uid)
+select after.*, (before.presence, before.connection) <> (after.presence, after.connection) as changed
+from after join before using (uid)
 
 -- name: devices_present
 -- A page of devices that are not offline, for a presence index that was lost.
-select uid, id, presence from aizen.devices
-where presence <> 'offline' and deleted_at is null and ($1::uuid is null or uid > $1)
+select uid, id, presence, connection from aizen.devices
+where (presence <> 'offline' or connection <> 'none') and deleted_at is null and ($1::uuid is null or uid > $1)
 order by uid
 limit $2
 

@@ -1,0 +1,111 @@
+"""What tests of device sockets share: answers to pushed commands, presence as portals hear it, and other limits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aizen_gateway.api.keys import SERVICES
+from aizen_gateway.api.server import GatewayRunner
+from aizen_gateway.app import create_app
+from aizen_gateway.realtime.connection import ConnectionLimits
+from aizen_gateway.settings import Settings
+
+from .clients import JWT_SECRET, DeviceClient, World
+from .gateway import RunningGateway, StartGateway
+from .sockets import SocketClient
+from .waiting import eventually
+
+Payload = dict[str, Any]
+StartLimited = Callable[[ConnectionLimits], Awaitable[RunningGateway]]
+_instances = itertools.count(1)
+
+
+def result_of(claimed: Mapping[str, Any], status: str = "success", **fields: Any) -> Payload:
+    """The payload of `command_result` for a command that was pushed or claimed."""
+    return {
+        "commandId": claimed["id"],
+        "claimToken": claimed["claimToken"],
+        "status": status,
+        "executedAt": "2026-01-02T03:04:05.678Z",
+        "duration": 12,
+        **fields,
+    }
+
+
+async def pushed(socket: SocketClient) -> Payload:
+    """The next command that is pushed."""
+    return dict((await socket.expect("command"))["payload"])
+
+
+async def finish(socket: SocketClient, claimed: Mapping[str, Any]) -> Payload:
+    """Report a success over the socket and return what the gateway says to it."""
+    return await socket.ask("command_result", result_of(claimed), answer="ack")
+
+
+async def presence_events(portal: SocketClient, device: DeviceClient, count: int) -> list[tuple[str, str]]:
+    """The next `count` changes of the device that a portal hears: status and connection."""
+    found: list[tuple[str, str]] = []
+    while len(found) < count:
+        payload = (await portal.expect("device_status"))["payload"]
+        if payload["deviceId"] == device.device_id:
+            found.append((payload["status"], payload["connection"]))
+    return found
+
+
+async def shows(world: World, device: DeviceClient, status: str, connection: str | None = None) -> Payload:
+    """The device as its customer sees it, once it is in `status`, and in touch by `connection`."""
+
+    def holds(seen: Payload) -> bool:
+        return seen["status"] == status and connection in (None, seen["connection"])
+
+    return await eventually(lambda: world.owner.status(device.device_id), holds)
+
+
+def sockets_at(gateway: RunningGateway) -> int:
+    """How many devices' sockets the instance holds."""
+    return len(gateway.app[SERVICES].device_sockets.open_sockets)
+
+
+async def holds_sockets(gateway: RunningGateway, count: int) -> None:
+    """Return once the instance holds `count` devices' sockets."""
+
+    async def read() -> int:
+        return sockets_at(gateway)
+
+    await eventually(read, lambda found: found == count)
+
+
+@pytest.fixture
+async def second(start_gateway: StartGateway) -> RunningGateway:
+    """Another instance beside that of `world`."""
+    return await start_gateway()
+
+
+@pytest.fixture
+async def start_limited(database_url: str, redis_url: str) -> AsyncIterator[StartLimited]:
+    """Call it for an instance whose sockets have other limits."""
+    async with AsyncExitStack() as stack:
+
+        async def start(limits: ConnectionLimits) -> RunningGateway:
+            environment = {
+                "DATABASE_URL": database_url,
+                "REDIS_URL": redis_url,
+                "SUPABASE_JWT_SECRET": JWT_SECRET,
+                "AIZEN_INSTANCE_ID": f"limited-{next(_instances)}",
+            }
+            app = create_app(Settings.from_env(environment), socket_limits=limits)
+            runner = GatewayRunner(app, shutdown_timeout=2.0)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            host, port = runner.addresses[0][:2]
+            gateway = RunningGateway(f"http://{host}:{port}", app, runner)
+            stack.push_async_callback(gateway.stop)
+            return gateway
+
+        yield start
