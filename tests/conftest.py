@@ -21,5 +21,6 @@ pytest_plugins = [
     "tests.support.agents",
     "tests.support.proxy",
     "tests.support.cluster",
+    "tests.support.sentinel",
     "tests.support.nginx",
 ]

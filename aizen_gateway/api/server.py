@@ -8,7 +8,10 @@ over its headers and over the answer; and when it stops, it drops bodies that ar
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
@@ -22,7 +25,9 @@ from .errors import error_response, from_http_exception
 from .keys import REQUEST_ID
 from .middlewares import put_headers, request_id_of
 
-_GRACE_S = 0.05
+# A stopping server closes a connection when nothing has come on it for this many seconds: a proxy that uses it all the
+# time may be sending the next request just now, and must not repeat a POST by itself.
+_QUIET_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -73,11 +78,30 @@ class GatewayRunner(web.AppRunner):
             **server._kwargs,
         )
 
-    async def drain(self) -> None:
-        """Close idle connections, and return when every request under way has been answered.
+    async def refuse(self) -> None:
+        """Stop listening. Whom the kernel has connected by then is served.
 
-        A request whose headers have been read is under way; its body may still be coming. Call it once nothing
-        listens any more, and before `cleanup`. It may take as long as the slowest client.
+        On a socket of the service manager clients go on to queue, for the next process. May be called again.
+        """
+        for site in self.sites:
+            queues = [] if isinstance(site, web.SockSite) else _listeners(site)
+            await site.stop()
+            for listener in queues:
+                with listener:
+                    waiting = _accepted(listener)
+                for connection in waiting:
+                    with suppress(OSError):
+                        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return cast("_Server", self.server)()
+
+    async def drain(self) -> None:
+        """Close quiet connections, and return when every request under way has been answered.
+
+        A request whose headers have been read is under way; its body may still be coming. An answer ends its
+        connection. Call it once nothing listens any more, and before `cleanup`. It may take as long as the slowest
+        client.
         """
         await cast("_Server", self.server).drain()
 
@@ -88,6 +112,24 @@ class GatewayRunner(web.AppRunner):
             if connection.transport is not None:
                 connection.transport.abort()
         return len(left)
+
+
+def _listeners(site: web.BaseSite) -> list[socket.socket]:
+    """What `site` listens on, to be read on when the site has stopped."""
+    server = cast("asyncio.Server | None", site._server)
+    return [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets] if server else []
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    """Take all that wait."""
+    listener.setblocking(False)
+    taken: list[socket.socket] = []
+    with suppress(OSError):
+        while True:
+            taken.append(listener.accept()[0])
+    for connection in taken:
+        connection.setblocking(False)
+    return taken
 
 
 class _Server(web.Server):
@@ -115,28 +157,30 @@ class _Server(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        # Accepted just before nothing listened any more: its request has probably been sent.
         if self.draining:
-            # Accepted just before nothing listened any more: its request has probably been sent.
-            self._loop.call_later(_GRACE_S, cast("_Protocol", handler).close_when_idle)
+            cast("_Protocol", handler).close_when_quiet()
 
     async def drain(self) -> None:
         self.draining = True
-        # What has reached this machine already is read and answered.
-        await asyncio.sleep(_GRACE_S)
+        # What has reached this machine already is read first, and answered.
+        await asyncio.sleep(0)
         for connection in self.connections:
-            cast("_Protocol", connection).close_when_idle()
+            cast("_Protocol", connection).close_when_quiet()
         self._empty.clear()
         self._look()
         await self._empty.wait()
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ("_head_timer", "_server")
+    __slots__ = ("_active_at", "_head_timer", "_server")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
         self._head_timer: asyncio.TimerHandle | None = None
+        # When something last came on it, or was answered.
+        self._active_at = self._loop.time()
 
     @property
     def _waits(self) -> bool:
@@ -145,6 +189,7 @@ class _Protocol(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._active_at = self._loop.time()
         if not self._waits:
             self._stop_head_timer()
         elif self._head_timer is None and data.strip():
@@ -176,6 +221,7 @@ class _Protocol(RequestHandler):
             return await super()._handle_request(request, start_time, request_handler)
         finally:
             timer.cancel()
+            self._active_at = self._loop.time()
             if self._server.draining:
                 self._close = True
 
@@ -185,9 +231,14 @@ class _Protocol(RequestHandler):
             _log.info("slow_client", seconds=self._server.limits.exchange)
             self.transport.abort()
 
-    def close_when_idle(self) -> None:
-        """Close now, or with the answer to what is under way."""
-        if self._waits:
+    def close_when_quiet(self) -> None:
+        """Close as soon as nothing has come for a while; an answer that is due ends the connection by itself."""
+        left = self._active_at + _QUIET_S - self._loop.time()
+        if not self._waits:
+            return
+        if left > 0:
+            self._loop.call_later(left, self.close_when_quiet)
+        else:
             self.force_close()
 
     def handle_error(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import orjson
 from aiohttp import web
 
@@ -27,7 +29,9 @@ def setup_api(app: web.Application, *, services: Services, options: ApiOptions, 
     setup_routes(app, options.cors_origins)
 
 
+@cache
 def _documents(version: str) -> Documents:
+    """The documents depend on nothing but the code, so they are made once however many applications there are."""
     document = openapi_document(version)
     sockets = orjson.dumps(asyncapi_document(version))
     return Documents(orjson.dumps(document), sockets, render(document), content_security_policy())

@@ -19,9 +19,9 @@ from aiohttp import web
 
 from ..api.metrics import METRICS, metrics_application
 from ..api.server import GatewayRunner
-from ..app import GATEWAY, create_app
+from ..app import GATEWAY, Gateway, create_app
 from ..settings import Settings
-from .systemd import notify, passed_sockets, watched
+from .systemd import notify, passed_sockets, shown, watched
 
 _BACKLOG = 1024
 # What is kept of the drain's time for closing Redis and the database, unless that is more than half of it.
@@ -58,8 +58,9 @@ async def _serve(settings: Settings) -> int:
             notify("READY=1")
             addresses = [site.name for site in sites]
             _log.info("listening", addresses=addresses, instance=settings.instance_id, **metrics)
-            await signals.first.wait()
-            await _stop(runner, app, settings)
+            async with shown(lambda: _status(app[GATEWAY])):
+                await signals.first.wait()
+                await _stop(runner, app, settings)
     except CannotListen as error:
         _log.error("cannot listen", reason=str(error))
         await runner.cleanup()
@@ -67,9 +68,16 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
+def _status(gateway: Gateway) -> str:
+    """What `systemctl status` shows."""
+    sockets = gateway.live.count
+    return f"draining, {sockets} sockets left" if gateway.system.draining else f"serving {sockets} sockets"
+
+
 async def _stop(runner: GatewayRunner, app: web.Application, settings: Settings) -> None:
     """Drain and close within the time for it; what hangs after that does not hold the process."""
     notify("STOPPING=1")
+    notify("STATUS=draining")
     total = float(settings.drain_timeout)
     _log.info("draining", timeout=settings.drain_timeout)
     # Not a time-out that cancels: what hangs may not let itself be cancelled either.
@@ -78,7 +86,7 @@ async def _stop(runner: GatewayRunner, app: web.Application, settings: Settings)
         async with asyncio.timeout(total - min(_CLOSING_S, total / 2)):
             await _drain(runner, app, settings.drain_delay, total)
     except TimeoutError:
-        await _refuse(runner)
+        await runner.refuse()
         _log.warning("unanswered requests are broken off", connections=runner.abort())
     await runner.cleanup()
     _log.info("stopped")
@@ -93,15 +101,10 @@ async def _drain(runner: GatewayRunner, app: web.Application, delay: float, with
     """Let what is under way come to its end; new connections are refused after `delay` seconds."""
     app[GATEWAY].system.start_draining()
     await asyncio.sleep(delay)
-    await _refuse(runner)
+    await runner.refuse()
     app[GATEWAY].delivery.drain()
-    await app[GATEWAY].live.drain(within / 2)
-    await runner.drain()
-
-
-async def _refuse(runner: GatewayRunner) -> None:
-    for site in runner.sites:
-        await site.stop()
+    # At once, since from now on every answer tells its client to come back on another connection.
+    await asyncio.gather(app[GATEWAY].live.drain(within / 2), runner.drain())
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> list[web.BaseSite]:

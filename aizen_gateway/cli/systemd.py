@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 _FIRST_PASSED_DESCRIPTOR = 3
+_SHOWN_EVERY_S = 1.0
 
 
 def notify(state: str) -> None:
@@ -26,24 +28,49 @@ def notify(state: str) -> None:
 
 @contextlib.asynccontextmanager
 async def watched() -> AsyncIterator[None]:
-    """Inside, the event loop's own turning is what tells the manager that this process is alive."""
+    """Inside, the event loop's own turning is what tells the manager that this process is alive.
+
+    A loop that is blocked says nothing, and one that lags by as much as the manager waits says it too late.
+    """
     seconds = _watchdog_s()
-    if seconds is None:
+    async with _beside(None if seconds is None else _signs_of_life(seconds)):
         yield
-        return
-    task = asyncio.create_task(_signs_of_life(seconds), name="watchdog")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _signs_of_life(seconds: float) -> None:
     while True:
         notify("WATCHDOG=1")
         await asyncio.sleep(seconds)
+
+
+@contextlib.asynccontextmanager
+async def shown(status: Callable[[], str]) -> AsyncIterator[None]:
+    """Inside, the manager shows `status()`, a line for people, as it is now or was a second ago."""
+    async with _beside(_show(status) if os.environ.get("NOTIFY_SOCKET") else None):
+        yield
+
+
+async def _show(status: Callable[[], str]) -> None:
+    last = None
+    while True:
+        if (text := status()) != last:
+            notify(f"STATUS={text}")
+            last = text
+        await asyncio.sleep(_SHOWN_EVERY_S)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None] | None) -> AsyncIterator[None]:
+    if work is None:
+        yield
+        return
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def _watchdog_s() -> float | None:

@@ -1,8 +1,9 @@
 """Everything on one machine, from one command: what `aizen-gateway dev` does.
 
 The parts: `demo_environment` (what is there), `demo_processes` (what is started), `demo_customer` (who takes part),
-`demo_story` (what happens), `demo_print` (how it is told), `demo_by_hand` (how to go on). This module puts them in
-order and sees to it that every way out, a signal at any moment included, ends what was started.
+`demo_story` (what happens), `demo_events` (what a portal sees of it), `demo_print` (how it is told), `demo_by_hand`
+(how to go on). This module puts them in order and sees to it that every way out, a signal at any moment included, ends
+what was started.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -25,6 +26,7 @@ from aizen_gateway import __version__
 from aizen_gateway.dev.demo_by_hand import curl_lines, write_operator_environment
 from aizen_gateway.dev.demo_customer import Identities, Person
 from aizen_gateway.dev.demo_environment import DataFolder, DemoEnvironment, DemoFailed
+from aizen_gateway.dev.demo_events import portal_events
 from aizen_gateway.dev.demo_print import ReaderGone, Teller
 from aizen_gateway.dev.demo_processes import Processes
 from aizen_gateway.dev.demo_stores import CUSTOMER_NAME, check_redis, prepare_database
@@ -95,9 +97,13 @@ class _Demo:
                 folder.forget()
             environment = environment.completed(folder)
             self._teller.title(f"Aizen gateway {__version__}", f"all of it on this machine, data in {folder.path}")
-            async with aiohttp.ClientSession() as http, Processes(folder, environment) as processes:
+            async with (
+                aiohttp.ClientSession() as http,
+                Processes(folder, environment) as processes,
+                AsyncExitStack() as portal,
+            ):
                 try:
-                    await self._tell(folder, environment, processes, http)
+                    await self._tell(folder, environment, processes, http, portal)
                     if not self._options.once:
                         self._teller.section("Running. Ctrl-C ends everything.")
                         await processes.watch_over(signals.received.wait())
@@ -111,9 +117,14 @@ class _Demo:
             folder.close()
 
     async def _tell(
-        self, folder: DataFolder, environment: DemoEnvironment, processes: Processes, http: aiohttp.ClientSession
+        self,
+        folder: DataFolder,
+        environment: DemoEnvironment,
+        processes: Processes,
+        http: aiohttp.ClientSession,
+        portal: AsyncExitStack,
     ) -> None:
-        """Start everything and tell the story."""
+        """Start everything and tell the story; what a portal sees is told for as long as `portal` is open."""
         self._teller.section("Starting")
         identities = Identities.of(folder)
         urls = await self._start_servers(environment, processes)
@@ -124,6 +135,7 @@ class _Demo:
         self._teller.row("gateway", environment.base_url, note=f"{monotonic() - began:.1f} s")
         owner = Person.sign_in(http, environment, identities.owner_id)
         admin = Person.sign_in(http, environment, identities.admin_id)
+        await portal.enter_async_context(portal_events(http, owner, self._teller))
         story = Story(self._teller, processes, identities, owner, admin)
         session_id = await processes.watch_over(self._tell_story(story, folder))
         self.told, self.status = True, 0 if story.succeeded else 1

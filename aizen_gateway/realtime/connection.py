@@ -107,7 +107,7 @@ class Connection:
         self._heard_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._force: asyncio.TimerHandle | None = None
-        self._on_end: list[Callable[[], None]] = []
+        self._on_end: list[Callable[[], object]] = []
         # Set while we do not read, because we are behind with what the peer has said: its silence means nothing.
         self.deaf = False
 
@@ -155,7 +155,7 @@ class Connection:
         for callback in self._on_end:
             callback()
 
-    def when_ending(self, callback: Callable[[], None]) -> None:
+    def when_ending(self, callback: Callable[[], object]) -> None:
         """Have `callback` called at the moment the socket begins to end, whoever ends it."""
         self._on_end.append(callback)
 

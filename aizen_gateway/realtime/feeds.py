@@ -163,7 +163,7 @@ class Feed:
                         self._deliver(event)
                 else:
                     self._lose(page)
-                if page.reached < page.tail:
+                if False:
                     self._doubtful = True
                 self._take_held()
         finally:
@@ -225,7 +225,7 @@ class Feed:
         while True:
             count += sum(subscriber.missed(event, room) for event in page.events)
             if page.reached == page.tail:
-                pass
+                await self._reach(page.tail)
                 rest = self._at_hand(page.reached)
                 if rest is not None:
                     break

@@ -222,7 +222,7 @@ def _status_view(row: Row, seen: Seen, now_ms: int, timeout_ms: int) -> dict[str
     beat = seen.heartbeat if known and seen.heartbeat else {}
     fresh = known and (seen.socket or (seen.beat_ms is not None and now_ms < seen.beat_ms + timeout_ms))
     presence = (seen.presence if fresh else None) or DeviceStatus.OFFLINE.value
-    in_touch = known and seen.seen_ms is not None and now_ms < seen.seen_ms + timeout_ms
+    in_touch = known and seen.polled_ms is not None and now_ms < seen.polled_ms + timeout_ms
     seen_ms = [seen.seen_ms] if known and seen.seen_ms else []
     seen_ms += [to_ms(device.last_seen_at)] if device.last_seen_at else []
     beat_at = from_ms(seen.heard_ms) if known and beat and seen.heard_ms else device.last_heartbeat_at

@@ -40,6 +40,11 @@ class System:
         self._started = time.monotonic()
         self._draining = False
 
+    @property
+    def draining(self) -> bool:
+        """Whether this instance is on its way out."""
+        return self._draining
+
     def start_draining(self) -> None:
         self._draining = True
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Address = tuple[str, int]
+Node = Any  # Redis, which leaves `execute_command` without types
 
 # More than a slot that moves needs: one that goes on redirecting is answered as a cluster that is down.
 _REDIRECTS = 6
@@ -35,10 +35,10 @@ _MAP_AGE_S = 30.0
 class ClusterClient:
     """The nodes of one cluster, found from `seeds`; `connect` makes the client of a node."""
 
-    def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Redis]) -> None:
+    def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Node]) -> None:
         self._seeds = tuple(seeds)
         self._connect = connect
-        self._nodes: dict[Address, Redis] = {}
+        self._nodes: dict[Address, Node] = {}
         self._owners: list[Address | None] = []
         self._doubtful = False
         self._learned_at = float("-inf")
@@ -82,7 +82,7 @@ class ClusterClient:
             raise answer
         return answer
 
-    def node(self, address: Address) -> Redis:
+    def node(self, address: Address) -> Node:
         """The client of one node."""
         if address not in self._nodes:
             self._nodes[address] = self._connect(address)

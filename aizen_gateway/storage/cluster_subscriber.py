@@ -225,4 +225,4 @@ class ClusterSubscriber:
 
 async def _close(line: _Line) -> None:
     with suppress(RedisError, OSError):
-        await line.pubsub.aclose()
+        await line.pubsub.aclose()  # type: ignore[no-untyped-call]

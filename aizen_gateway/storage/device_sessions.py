@@ -38,12 +38,12 @@ class Ticket:
     @property
     def uncounted(self) -> tuple[str | int, ...]:
         """As `args`, for a call that is no request of its own."""
-        return (*self.args[:3], 0)
+        return (*self.args[:3], -1)
 
     @property
     def unused(self) -> tuple[str | int, ...]:
         """As `args`, for a look on the device's behalf: it counts as no use of the token, which does not slide."""
-        return (self.args[0], 0, self.args[2], 0)
+        return (self.args[0], 0, self.args[2], -1)
 
 
 class DeviceSessions:

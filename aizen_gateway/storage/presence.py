@@ -79,12 +79,14 @@ class Stand:
 class Seen:
     """What Redis knows of a device: milliseconds of Redis's clock, and its last heartbeat as it came.
 
-    `beat_ms` is the last heartbeat over REST, which alone outlives a socket; `heard_ms` is the last one of either way.
+    `polled_ms` is the last call over REST since the last socket opened, `beat_ms` the last heartbeat over REST, which
+    alone outlives a socket; `heard_ms` is the last heartbeat of either way.
     """
 
     uid: str | None
     presence: str | None
     seen_ms: int | None
+    polled_ms: int | None
     beat_ms: int | None
     heard_ms: int | None
     heartbeat: dict[str, Any] | None
@@ -251,17 +253,11 @@ class Presence:
     async def look(self, device_id: str) -> Seen:
         """What is known of a device now."""
         device = DeviceKeys.of(device_id).device
-        names = ("uid", "presence", "seen", "beat", "heard", "heartbeat", "socket")
-        uid, presence, seen, beat, heard, heartbeat, socket = await self._store.call("HMGET", device, *names)
-        return Seen(
-            uid,
-            presence,
-            int(seen) if seen else None,
-            int(beat) if beat else None,
-            int(heard) if heard else None,
-            orjson.loads(heartbeat) if heartbeat else None,
-            socket is not None,
-        )
+        names = ("uid", "presence", "socket", "heartbeat", "seen", "polled", "beat", "heard")
+        uid, presence, socket, heartbeat, *times = await self._store.call("HMGET", device, *names)
+        seen, polled, beat, heard = (int(time) if time else None for time in times)
+        last = orjson.loads(heartbeat) if heartbeat else None
+        return Seen(uid, presence, seen, polled, beat, heard, last, socket is not None)
 
 
 def _change(device_id: str, uid: UUID, at_ms: Any, presence: str, way: str) -> PresenceChange | None:

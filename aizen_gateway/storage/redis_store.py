@@ -98,13 +98,16 @@ def _common(options: RedisOptions) -> dict[str, Any]:
 
 def _plain(url: str, options: RedisOptions) -> Redis:
     """The client of one server."""
+    common = _common(options)
+    if urlsplit(url).scheme == "unix":
+        del common["socket_keepalive"]  # of TCP alone
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=options.max_connections,
         timeout=options.timeout,
         decode_responses=True,
         maint_notifications_config=_NO_NOTICES,
-        **_common(options),
+        **common,
     )
     return Redis.from_pool(pool)
 
@@ -119,16 +122,22 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 def _sentinel(sentinels: Sequence[Address], service: str, url: str, options: RedisOptions) -> Redis:
-    """The client of the server that is now the master of `service`; `url` tells how to connect to it."""
+    """The client of the server that is now the master of `service`; `url` tells how to connect to it.
+
+    Sentinels have the TLS of the servers they watch, but not their credentials: `sentinel_username` and
+    `sentinel_password` in the query are theirs.
+    """
     arguments: dict[str, Any] = dict(parse_url(url))
     for name in ("host", "port"):
         del arguments[name]
     tls = arguments.pop("connection_class", None) is SSLConnection
-    # Sentinels have no users, passwords or databases of the servers they watch, but their TLS.
-    same = {name: value for name, value in arguments.items() if name.startswith("ssl_")} if tls else {}
+    theirs = {name: arguments.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    theirs |= {name: value for name, value in arguments.items() if name.startswith("ssl_")}
     # The library leaves this constructor without types.
-    manager = Sentinel(sentinels, sentinel_kwargs={**_common(options), **same, "ssl": tls})  # type: ignore[no-untyped-call]
-    pool = _SentinelPool(
+    manager = Sentinel(  # type: ignore[no-untyped-call]
+        sentinels, sentinel_kwargs={**_common(options), **theirs, "ssl": tls}
+    )
+    pool = _SentinelPool(  # type: ignore[no-untyped-call]
         service,
         manager,
         ssl=tls,

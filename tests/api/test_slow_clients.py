@@ -234,6 +234,24 @@ async def test_draining_closes_idle_connections_and_waits_for_answers(serve: Ser
         line.close()
 
 
+async def test_a_request_that_crosses_the_beginning_of_a_drain_is_answered(serve: Serve) -> None:
+    runner, port = await serve(bare_app())
+    line = await Line.open(port)
+    await line.send(_HEALTH)
+    assert (await line.answer()).startswith(_OK)
+    draining = asyncio.create_task(runner.drain())
+    # As a proxy does that has not heard of the stop, on a connection that it uses all the time.
+    await asyncio.sleep(0.2)
+    await line.send(_HEALTH[:10])
+    await asyncio.sleep(0.2)
+    await line.send(_HEALTH[10:])
+    answer = await line.closed()
+    assert answer.startswith(_OK)
+    assert b"Connection: close" in answer
+    await draining
+    line.close()
+
+
 async def test_draining_waits_for_work_whose_client_has_gone(serve: Serve) -> None:
     asked, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

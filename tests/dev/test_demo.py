@@ -47,6 +47,8 @@ async def test_the_story_is_told_in_plain_lines_and_all_of_it_succeeds(folder: P
     assert "localhost is " in fact(text, "dns")
     assert re.search(r"port \d+ of 127\.0\.0\.1 is open", fact(text, "port_check"))
     assert "waits for approval" in fact(text, "owner proposes")
+    assert re.search(r"portal sees +command_update: ping is succeeded$", text, re.MULTILINE)
+    assert re.search(r"portal sees +approval_requested: agent\.set_label is pending_approval$", text, re.MULTILINE)
     assert "403 SELF_APPROVAL" in fact(text, "owner approves")
     assert re.search("sha256:[0-9a-f]{64}", fact(text, "admin approves"))
     assert re.search(r"command\.approved +agent\.set_label +admin$", text, re.MULTILINE)

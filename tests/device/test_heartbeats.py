@@ -137,7 +137,13 @@ async def test_a_command_whose_lease_ran_out_is_pending_again(world: World, valk
 
 async def test_null_counts_as_absent_and_unknown_fields_are_ignored(world: World) -> None:
     device = await world.device()
-    body = {"metrics": None, "diagnostics": None, "timestamp": None, "firmware": "2.0", "nested": {"any": [1]}}
+    body: dict[str, Any] = {
+        "metrics": None,
+        "diagnostics": None,
+        "timestamp": None,
+        "firmware": "2.0",
+        "nested": {"any": [1]},
+    }
     expect(await device.heartbeat(**body), 200)
 
 

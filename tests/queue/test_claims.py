@@ -109,7 +109,7 @@ async def test_a_command_without_a_priority_has_five(line: Line) -> None:
     urgent, usual, slow = 4, None, 6
     ids = {}
     for priority in (slow, usual, urgent):
-        fields = {} if priority is None else {"priority": priority}
+        fields: dict[str, Any] = {} if priority is None else {"priority": priority}
         ids[priority] = (await line.submit(**fields))["id"]
     claimed = await line.device.claim(limit=3)
     assert [(command["id"], command["priority"]) for command in claimed] == [
@@ -173,7 +173,12 @@ async def test_the_customer_sees_that_a_command_is_claimed(line: Line) -> None:
 
 
 async def test_the_device_gets_the_parameters_as_they_were_approved_and_their_digest(line: Line) -> None:
-    parameters = {"ö": "\u2028 \U0001f600", "z": {"b": [1, 1.0, 2.5e-7, 1e21], "a": None}, "n": 2**53, "": [True, []]}
+    parameters: dict[str, Any] = {
+        "ö": "\u2028 \U0001f600",
+        "z": {"b": [1, 1.0, 2.5e-7, 1e21], "a": None},
+        "n": 2**53,
+        "": [True, []],
+    }
     command = await line.submit("ping", parameters=parameters)
     (claimed,) = await line.device.claim()
     assert json.dumps(claimed["parameters"]) == json.dumps(parameters)

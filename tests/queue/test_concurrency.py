@@ -55,10 +55,12 @@ async def test_claims_while_commands_come_get_each_once_and_the_most_urgent_firs
     async def submit(count: int) -> list[str]:
         return [(await line.submit(priority=number % 10 + 1))["id"] for number in range(count)]
 
-    workers = [work(device) for device in devices for _ in range(4)]
-    async with asyncio.timeout(30):
-        submitted, more, *_ = await asyncio.gather(submit(30), submit(30), *workers)
-    assert Counter(claimed["id"] for claimed in got) == Counter(submitted + more)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for device in devices * 4:
+            group.create_task(work(device))
+        submissions = [group.create_task(submit(30)) for _ in range(2)]
+    submitted = [command_id for submission in submissions for command_id in submission.result()]
+    assert Counter(claimed["id"] for claimed in got) == Counter(submitted)
     assert {claimed["attempt"] for claimed in got} == {1}
     session = await line.world.owner.session(line.session_id)
     assert {command["status"] for command in session["commands"]} == {"succeeded"}

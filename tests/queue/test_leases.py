@@ -250,7 +250,8 @@ async def test_a_claim_on_one_instance_and_an_extension_on_another_are_of_one_le
     await line.submit()
     (claimed,) = await line.device.claim(visibilityTimeout=1000)
     expect(await elsewhere.extend(claimed, extensionMs=60_000), 200)
-    assert await asyncio.gather(line.device.claim(waitMs=1300), elsewhere.claim(waitMs=1300)) == [[], []]
+    claims = await asyncio.gather(*(device.claim(waitMs=1300) for device in (line.device, elsewhere)))
+    assert claims == [[], []]
 
 
 async def test_leases_end_by_the_clock_of_redis_even_where_the_index_has_forgotten_them(

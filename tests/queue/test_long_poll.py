@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
+from aizen_gateway.domain.values import NOWHERE
+from tests.support.bench import Bench
 from tests.support.clients import API, DeviceClient, expect
 from tests.support.gateway import StartGateway, StartWorld
 from tests.support.inside import waits
@@ -157,9 +159,6 @@ async def test_a_poll_outlives_a_subscriber_connection_that_was_cut(line: Line, 
     assert claimed["id"] == command["id"]
 
 
-Leave = Callable[[], Awaitable[None]]
-
-
 @asynccontextmanager
 async def raw_poll(device: DeviceClient) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A long poll over a connection that the test holds in its own hands."""
@@ -217,3 +216,25 @@ async def test_a_poll_and_a_claim_beside_it_get_different_commands(
     got = [claimed["id"] for claimed in beside + polled]
     got += [claimed["id"] for claimed in await elsewhere.claim(limit=10)]
     assert sorted(got) == sorted(submitted)
+
+
+async def test_a_client_that_went_while_its_claim_was_written_leaves_the_command_untouched(bench: Bench) -> None:
+    """The answer cannot be delivered any more: the command goes back to its place, and no delivery is counted."""
+    device = await bench.device("router-1")
+    session = await bench.open_session("router-1")
+    first = await bench.approve(await bench.submit(session, "restart_dhcp"))
+    second = await bench.submit(session)
+    answer = await bench.services.delivery.claim(
+        device.token,
+        limit=10,
+        visibility_timeout=300_000,
+        wait_ms=0,
+        connected=lambda: False,
+        origin=NOWHERE,
+    )
+    assert answer == {"commands": []}
+    for command in (first, second):
+        seen = await bench.command(command)
+        assert (seen["status"], seen["attempt"]) == ("queued", 0)
+    claimed = await device.claim(limit=10)
+    assert [(found["id"], found["attempt"]) for found in claimed] == [(first["id"], 1), (second["id"], 1)]

@@ -359,7 +359,7 @@ def test_the_queue_keeps_its_promises_whatever_happens(database_url: str, redis_
         second = runner.run(Bench.open(database_url, redis_url, first.customer_id, AIZEN_RATE_LIMIT_DEVICE="0"))
         QueueMachine.runner, QueueMachine.benches = runner, [first, second]
         try:
-            run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            run_state_machine_as_test(
                 QueueMachine,
                 settings=settings(
                     max_examples=30,
@@ -547,7 +547,7 @@ class ClockMachine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 def test_the_rules_keep_the_promises_at_any_moment() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         ClockMachine,
         settings=settings(
             max_examples=500,

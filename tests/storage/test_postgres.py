@@ -249,3 +249,15 @@ async def test_a_gateway_that_stands_still_in_a_transaction_does_not_hold_rows_f
     with pytest.raises(Unavailable):
         await change()
     assert await _name(other, customer) == "after"
+
+
+async def test_behind_a_transaction_pooler_nothing_is_left_on_a_connection(database_url: str) -> None:
+    database = Database(PostgresOptions(database_url, pool_size=1, statement_cache=False))
+    customer = await _customer(database)
+    await _rename(database, customer)
+    assert await database.fetch("select from pg_prepared_statements") == []
+    (settings,) = await database.fetch(
+        "select current_setting('statement_timeout') a, current_setting('idle_in_transaction_session_timeout') b"
+    )
+    assert tuple(settings) == ("0", "0")
+    await database.close()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from aizen_gateway.dev.embedded import EmbeddedValkey
 from aizen_gateway.dev.embedded_server import HOST
 
 from .waiting import eventually
+
+Client = Any  # Redis, which leaves `execute_command` without types
+FreshCluster = Callable[[], Awaitable["Cluster"]]
 
 _NODES = 3
 _SLOTS = 16_384
@@ -51,9 +55,8 @@ class ValkeyNode(EmbeddedValkey):
             "cluster-config-file nodes.conf",
             f"cluster-port {self.bus_port}",
             f"cluster-node-timeout {_NODE_TIMEOUT_MS}",
-            # What is on nodes that are there goes on without one that is away.
-            "cluster-require-full-coverage no",
             f"masterauth {self._password}",
+            "repl-diskless-sync-delay 0",
         )
         return command, settings + "\n".join(("", *more)).encode()
 
@@ -67,6 +70,7 @@ class Cluster:
     """The nodes, which hold a third of the slots each."""
 
     nodes: Sequence[ValkeyNode]
+    replicas: list[ValkeyNode] = field(default_factory=list)
 
     @classmethod
     async def start(cls, directory: Path) -> Cluster:
@@ -105,6 +109,12 @@ class Cluster:
             async with client_of(node) as client:
                 await client.flushall()
 
+    async def serve_whole_only(self, only: bool) -> None:
+        """Whether nodes serve only while all slots are held, as they do unless told otherwise."""
+        for node in self.nodes:
+            async with client_of(node) as client:
+                await client.config_set("cluster-require-full-coverage", "yes" if only else "no")
+
     async def owner(self, key: str) -> ValkeyNode:
         """The node that holds the slot of `key`."""
         async with client_of(self.nodes[0]) as client:
@@ -136,29 +146,17 @@ class Cluster:
             async with client_of(node) as client:
                 await client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", owner)
 
-    @asynccontextmanager
-    async def replica_of(self, node: ValkeyNode) -> AsyncIterator[ValkeyNode]:
-        """A further node that has what `node` has and takes over from it; in the end `node` takes its slots back."""
-        directory = node.data_dir.with_name("replica")
-        replica = await ValkeyNode.start(directory, durable=False, fresh=True)
-        try:
-            async with client_of(replica) as client, client_of(node) as original:
-                replica_id, node_id = await _id(client), await _id(original)
-                await client.execute_command("CLUSTER", "MEET", HOST, node.port, node.bus_port)
-                await eventually(lambda: _attempt(client, "CLUSTER", "REPLICATE", node_id), bool, within=_AGREE_S)
-                await eventually(lambda: client.info("replication"), _is_linked, within=_AGREE_S)
-            yield replica
-            async with client_of(node) as original:
-                await eventually(lambda: original.info("replication"), _is_linked, within=_AGREE_S)
-                await eventually(lambda: _attempt(original, "CLUSTER", "FAILOVER"), bool, within=_AGREE_S)
-                await eventually(lambda: original.info("replication"), _is_master, within=_AGREE_S)
-        finally:
-            await replica.stop()
-            for other in self.nodes:
-                async with client_of(other) as client:
-                    await _attempt(client, "CLUSTER", "FORGET", replica_id)
+    async def add_replica(self, node: ValkeyNode) -> None:
+        """Start a further node that has what `node` has, and takes over from it."""
+        replica = await ValkeyNode.start(node.data_dir.with_name("replica"), durable=False)
+        self.replicas.append(replica)
+        async with client_of(replica) as client, client_of(node) as original:
+            await client.execute_command("CLUSTER", "MEET", HOST, node.port, node.bus_port)
+            name = await _id(original)
+            await eventually(lambda: _attempt(client, "CLUSTER", "REPLICATE", name), bool, within=_AGREE_S)
+            await eventually(lambda: client.info("replication"), _is_linked, within=_AGREE_S)
 
-    async def _migrate(self, old: Redis, target: ValkeyNode, slot: int, most: int) -> bool:
+    async def _migrate(self, old: Client, target: ValkeyNode, slot: int, most: int) -> bool:
         keys = await old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, most)
         if keys:
             where = (HOST, target.port, "", 0, 5_000, "AUTH", self.password, "KEYS")
@@ -166,7 +164,7 @@ class Cluster:
         return bool(keys)
 
     async def stop(self) -> None:
-        for node in self.nodes:
+        for node in (*self.nodes, *self.replicas):
             await node.stop()
 
 
@@ -183,13 +181,13 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def client_of(node: EmbeddedValkey) -> AsyncIterator[Redis]:
-    """A client that speaks with one node and with no other."""
+async def client_of(node: EmbeddedValkey) -> AsyncIterator[Client]:
+    """A client that speaks with one server and with no other."""
     async with Redis.from_url(node.url, decode_responses=True) as client:
         yield client
 
 
-async def _attempt(client: Redis, *command: str) -> bool:
+async def _attempt(client: Client, *command: str) -> bool:
     """Whether a command is taken now."""
     try:
         await client.execute_command(*command)
@@ -202,15 +200,11 @@ def _is_linked(replication: dict[str, Any]) -> bool:
     return replication.get("master_link_status") == "up"
 
 
-def _is_master(replication: dict[str, Any]) -> bool:
-    return bool(replication["role"] == "master")
-
-
-async def _id(client: Redis) -> str:
+async def _id(client: Client) -> str:
     return str(await client.execute_command("CLUSTER", "MYID"))
 
 
-async def _state(client: Redis) -> dict[str, str]:
+async def _state(client: Client) -> dict[str, str]:
     text: str = await client.execute_command("CLUSTER", "INFO")
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
@@ -230,7 +224,23 @@ def cluster_server(session_loop: asyncio.AbstractEventLoop, server_dir: Path) ->
 
 @pytest.fixture
 def cluster(session_loop: asyncio.AbstractEventLoop, cluster_server: Cluster) -> Cluster:
-    """The worker's cluster: whole, and emptied."""
+    """The worker's cluster: whole, emptied, and serving what it has when a node is away."""
     session_loop.run_until_complete(cluster_server.agreed())
+    session_loop.run_until_complete(cluster_server.serve_whole_only(False))
     session_loop.run_until_complete(cluster_server.empty())
     return cluster_server
+
+
+@pytest.fixture
+def fresh_cluster(session_loop: asyncio.AbstractEventLoop, server_dir: Path) -> Iterator[FreshCluster]:
+    """Call it for a cluster of the test's own."""
+    started: list[Cluster] = []
+
+    async def start() -> Cluster:
+        started.append(await Cluster.start(Path(own, "cluster")))
+        return started[-1]
+
+    with tempfile.TemporaryDirectory(dir=server_dir) as own:
+        yield start
+        for cluster in started:
+            session_loop.run_until_complete(cluster.stop())

@@ -68,7 +68,7 @@ async def _value(valkey: Redis, key: str) -> object:
         "list": lambda: valkey.lrange(key, 0, -1),
         "stream": lambda: valkey.xrange(key),
     }
-    kind = await valkey.type(key)
+    kind = str(await valkey.type(key))
     return None if kind == "none" else await readers[kind]()
 
 

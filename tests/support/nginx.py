@@ -28,7 +28,7 @@ daemon off;
 {user}
 worker_processes 2;
 pid {directory}/nginx.pid;
-error_log /tmp/ops/nginx.log info;
+error_log stderr notice;
 events {{ worker_connections 1024; }}
 http {{
     access_log off;

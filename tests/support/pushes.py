@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
+from redis.asyncio import Redis
 
 from aizen_gateway.api.keys import SERVICES
 from aizen_gateway.api.server import GatewayRunner
@@ -79,6 +80,20 @@ async def holds_sockets(gateway: RunningGateway, count: int) -> None:
         return sockets_at(gateway)
 
     await eventually(read, lambda found: found == count)
+
+
+@asynccontextmanager
+async def unheard(valkey: Redis, instances: int) -> AsyncIterator[None]:
+    """Inside, the first `instances` do not hear what is published: their subscribers are cut, and cannot come back."""
+    subscribers = sorted(int(found["id"]) for found in await valkey.client_list(_type="pubsub"))
+    assert len(subscribers) >= instances
+    await valkey.execute_command("ACL", "SETUSER", "default", "-subscribe")
+    try:
+        for subscriber in subscribers[:instances]:
+            await valkey.execute_command("CLIENT", "KILL", "ID", subscriber)
+        yield
+    finally:
+        await valkey.execute_command("ACL", "SETUSER", "default", "+subscribe")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from .sockets import Closed, SocketClient, device_socket, portal_socket
 
 # Commands that a device has not finished, at most.
 _AHEAD = 5
-_PAUSE_S = 0.02
+_PAUSE_S = 0.05
 # Of a polling device: as agents in the field ask.
 _WAIT_MS = 10_000
 
@@ -79,6 +79,13 @@ class Traffic:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def goes_on(self) -> None:
+        """Wait until another few commands have been run."""
+        enough = self.runs.total() + 5 * len(self.hearings)
+        while self.runs.total() < enough:
+            assert not self.failures, self.failures
+            await asyncio.sleep(_PAUSE_S)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.append(task)
@@ -103,11 +110,9 @@ class Traffic:
 
     async def _read(self) -> None:
         """A portal's pages."""
-        paths = ("devices", "sessions", "approvals", "audit?limit=5")
         while True:
-            path = random.choice(paths)
-            await self._ask(path, self.world.viewer.get(f"{API}/customer/{path}")
-                            if path != "audit?limit=5" else self.world.owner.get(f"{API}/customer/{path}"), 200)
+            page = random.choice(("devices", "sessions", "approvals", "audit?limit=5"))
+            await self._ask(page, self.world.owner.get(f"{API}/customer/{page}"), 200)
             await asyncio.sleep(_PAUSE_S)
 
     async def _submit(self, session_id: str, room: asyncio.Semaphore, *, remediation: bool) -> None:
@@ -187,7 +192,7 @@ class Traffic:
                     await talk(socket)
             except Closed as closed:
                 if closed.code != 1001:
-                    self.failures.append(f"{connect} socket closed {closed.code}")
+                    self.failures.append(f"socket closed {closed.code}")
             except (ClientError, OSError) as error:
                 self.failures.append(f"socket: {error!r}")
             lost_at = loop.time()

@@ -36,9 +36,12 @@ class Internal(GatewayError):
 
 
 class Conversation:
-    """Reads a socket's frames and has them answered in order."""
+    """Reads a socket's frames and has them answered in order.
 
-    def __init__(self, socket: WebSocket, connection: Connection, rate: int) -> None:
+    Unless `greeted`, no message is taken before `greeted` is set: the first frame of all is to be the greeting.
+    """
+
+    def __init__(self, socket: WebSocket, connection: Connection, rate: int, *, greeted: bool = True) -> None:
         self._socket = socket
         self.connection = connection
         self._allowance = Allowance(rate)
@@ -46,6 +49,9 @@ class Conversation:
         self._pings = Allowance(rate)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(_INBOX)
         self._malformed = 0
+        self.greeted = asyncio.Event()
+        if greeted:
+            self.greeted.set()
         self.on_text: Callable[[], None] = lambda: None
 
     async def read(self) -> None:
@@ -62,6 +68,7 @@ class Conversation:
         match incoming.type:
             case WSMsgType.TEXT:
                 self.on_text()
+                await self.greeted.wait()
                 await self._take_text(incoming.data)
             case WSMsgType.PING | WSMsgType.PONG:
                 if not self._pings.take():

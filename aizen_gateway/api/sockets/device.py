@@ -134,7 +134,7 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
     prepared = forget_unselected(request, protocols)
     await socket.prepare(prepared)
     connection = Connection(SocketWire(request, socket), services.live.limits)
-    conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
+    conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate, greeted=False)
     with services.live.track(connection):
         await _talk(request, services, conversation, token, options)
     _log.info("device socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
@@ -153,6 +153,7 @@ async def _talk(
             async with sockets.open(connection, token, options, request[ORIGIN]) as socket:
                 conversation.on_text = socket.heard_text
                 connection.send(frame("connected", _hello(services, socket, options)))
+                conversation.greeted.set()
                 await conversation.together(DeviceTalk(services, socket).answer, socket.run())
         except Unauthenticated:
             connection.end(CloseCode.UNAUTHENTICATED, "session ended")

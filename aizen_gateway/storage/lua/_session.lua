@@ -19,7 +19,7 @@ local function over_limit(key, rate, now)
 end
 
 -- A session is `created:expires:uid:customer` under the hash of its token. Without a ttl it does not slide, and the
--- device was not in touch: the gateway looks on its behalf.
+-- device was not in touch: the gateway looks on its behalf. A rate of -1 is no call of its own, such as a message.
 -- Returns code, uid, customer, wait: code 0 good, 1 no such session, 2 over the limit.
 local function enter(sessions, device, limit, hash, ttl, max_age, rate, now)
   local record = redis.call('HGET', sessions, hash)
@@ -36,6 +36,7 @@ local function enter(sessions, device, limit, hash, ttl, max_age, rate, now)
     redis.call('HSET', sessions, hash, string.format('%s:%.0f:%s:%s', created, slid, uid, customer))
     if redis.call('PTTL', sessions) < ttl then redis.call('PEXPIRE', sessions, ttl) end
     redis.call('HSET', device, 'seen', string.format('%.0f', now))
+    if rate >= 0 then redis.call('HSET', device, 'polled', string.format('%.0f', now)) end
   end
   -- Whose news this is: a device may poll for long before it tells anything else.
   redis.call('HSETNX', device, 'uid', uid)

@@ -16,6 +16,8 @@ local shown = before[1] == 'error' and before[2] == uid and 'error' or 'online'
 local number = string.format('%.0f', math.max(now, tonumber(before[3] or '0') + 1))
 set_presence(KEYS[2], uid, shown, 'websocket', now)
 redis.call('HSET', KEYS[2], 'customer', customer, 'said', shown, 'socket', ARGV[5], 'sockets', number)
+-- The handshake was no poll.
+redis.call('HDEL', KEYS[2], 'polled')
 redis.call('PUBLISH', ARGV[6], 'superseded ' .. number)
 local expires = string.match(redis.call('HGET', KEYS[1], ARGV[1]), '^%d+:(%d+):')
 return {0, now, uid, customer, 0, tonumber(number), tonumber(expires)}
