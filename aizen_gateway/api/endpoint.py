@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler
 from marshmallow import Schema
 
 from ..domain.errors import DeviceNotFound, GatewayError, NotFound, Unauthenticated, Unavailable
+from ..domain.policy import require_write
 from ..domain.values import DEVICE_ID, Answer, IdempotencyKey, Origin
 from ..logs import bind_context
 from .body import BODY_LIMIT, read_object
@@ -76,7 +77,14 @@ class Call(Generic[Who]):
         key = idempotency_key(self.request.headers)
         if key is None:
             return None
-        return IdempotencyKey(key, f"{self.request.method} {self.request.path}", self.raw_body)
+        return IdempotencyKey(key, f"{self.request.method} {self._path()}", self.raw_body)
+
+    def _path(self) -> str:
+        """The path with its UUIDs in their one spelling, so that another spelling is no other endpoint."""
+        info = self.request.match_info
+        names = {name: str(parse_uuid(text) or text) for name, text in info.items()}
+        resource = info.route.resource
+        return self.request.path if resource is None else resource.canonical.format_map(names)
 
     def connected(self) -> bool:
         """Whether the client is still there to hear the answer."""
@@ -131,6 +139,9 @@ def endpoint(route: Route) -> Handler:
 
     async def understood(request: web.Request) -> web.StreamResponse:
         who = await _enter(route.auth, request)
+        if route.auth is Auth.CUSTOMER and route.method != "GET":
+            # Told before what is wrong with the body: a viewer's write is 403 whatever is in it.
+            require_write(who)
         query = load_query(route.query, request.query) if route.query is not None else {}
         raw_body: dict[str, Any] = {}
         body: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..domain.errors import GatewayError
 from .keys import REQUEST_ID
@@ -102,12 +102,23 @@ def from_gateway_error(request: web.BaseRequest, error: GatewayError) -> web.Res
 
 def from_http_exception(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """The answer to what the framework refused: unknown routes, wrong methods, CORS preflights, bad requests."""
+    if isinstance(error, web.HTTPForbidden) and isinstance(request, web.Request) and hdrs.ORIGIN not in request.headers:
+        return _no_preflight(request)
     fallback = 500 if error.status >= 500 else 400
     code, message = _FRAMEWORK.get(error.status) or _FRAMEWORK.get(fallback) or ("INTERNAL_ERROR", _INTERNAL)
     retry_after = 2 if code == "UNAVAILABLE" else None
     answer = error_response(request, code, message, retry_after=retry_after)
     if isinstance(error, web.HTTPMethodNotAllowed):
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+    return answer
+
+
+def _no_preflight(request: web.Request) -> web.Response:
+    """OPTIONS is for the preflights of browsers, which come with an `Origin`; for others it is no method of ours."""
+    resource = request.match_info.route.resource
+    answer = error_response(request, *_FRAMEWORK[HTTPStatus.METHOD_NOT_ALLOWED])
+    methods = {route.method for route in resource or ()} - {hdrs.METH_OPTIONS}
+    answer.headers["Allow"] = ", ".join(sorted(methods))
     return answer
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +11,7 @@ from .clock import rfc3339
 from .errors import ClaimExpired, CommandAlreadyCompleted, CommandCanceled, InvalidClaimToken
 from .lifecycle import FROM_RESULT, HELD, is_final, moved
 from .records import Command
+from .sameness import fingerprint
 from .values import MAX_ERROR_CHARACTERS, MAX_OUTPUT_CHARACTERS, CommandStatus, ResultStatus
 
 
@@ -29,15 +28,8 @@ class Report:
 
     def digest(self) -> bytes:
         """Tells the same result sent twice from another one: over the known fields as they were parsed."""
-        known = [
-            self.status.value,
-            self.output,
-            self.error,
-            self.result,
-            rfc3339(self.executed_at),
-            float(self.duration),
-        ]
-        return hashlib.sha256(json.dumps(known, sort_keys=True, separators=(",", ":")).encode()).digest()
+        moment = rfc3339(self.executed_at)
+        return fingerprint([self.status.value, self.output, self.error, self.result, moment, self.duration])
 
     def record(self, received_at: datetime, *, late: bool) -> dict[str, Any]:
         """The `result` of the command as the contract shows it; what is over its limit is cut and said to be cut."""

@@ -84,7 +84,9 @@ class Claiming:
         self._count(commands, now)
         refused = set(leased.ids) - {command.id for command in commands}
         if refused:
-            await self._mend(caller, refused)
+            # What was claimed is handed out all the same; what could not be mended is refused again.
+            with suppress(Unavailable):
+                await self._mend(caller, refused)
         await self._dispatcher.dispatch(
             [
                 Change("command", command, "claimed", origin.request_id, row["version"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
 from ..domain.errors import IdempotencyInProgress, IdempotencyKeyReused
+from ..domain.sameness import fingerprint
 from ..domain.values import IDEMPOTENCY_TTL_S, Answer, IdempotencyKey
 from ..storage import queries
 from ..storage.postgres import Transaction
@@ -32,7 +31,7 @@ async def once(
     lock = f"{customer_id} {key.endpoint} {key.key}"
     if not await transaction.connection.fetchval(_SQL["try_idempotency_lock"], lock):
         raise IdempotencyInProgress(retry_after=1)
-    digest = _digest(key.body)
+    digest = fingerprint(key.body)
     oldest = transaction.now - timedelta(seconds=IDEMPOTENCY_TTL_S)
     kept = await transaction.fetchrow(_SQL["read_idempotency"], customer_id, key.endpoint, key.key, oldest)
     if kept is not None:
@@ -51,7 +50,3 @@ async def once(
         transaction.now,
     )
     return answer
-
-
-def _digest(body: object) -> bytes:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()

@@ -569,3 +569,12 @@ async def test_a_device_may_show_its_token_in_any_of_three_headers(world: World,
     value = f"Bearer {device.token}" if header == "Authorization" else device.token
     reply = await world.anyone().call("POST", f"{DEVICE}/heartbeat", {"status": "online"}, headers={header: value})
     expect(reply, 200)
+
+
+@pytest.mark.parametrize("origins", ["", "https://portal.example"])
+async def test_options_is_no_method_of_a_client_that_is_no_browser(start_world: StartWorld, origins: str) -> None:
+    world = await start_world(AIZEN_CORS_ORIGINS=origins)
+    for path in (f"{API}/customer/devices", "/healthz"):
+        reply = await world.owner.call("OPTIONS", path)
+        assert (reply.status, reply.code) == (405, "METHOD_NOT_ALLOWED")
+        assert "GET" in reply.headers["Allow"]

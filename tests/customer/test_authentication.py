@@ -456,3 +456,8 @@ async def test_a_caller_without_a_token_learns_nothing_of_its_body(world: World)
     client = Client(world.http, world.url)
     reply = await client.post(f"{DEVICES}/provision", {"deviceId": "a b", "unknown": 1})
     assert (reply.status, reply.code) == (401, "UNAUTHENTICATED")
+
+
+async def test_a_viewer_s_write_is_403_whatever_is_in_its_body(world: World) -> None:
+    reply = await world.viewer.post(f"{API}/customer/sessions", {"nonsense": True})
+    assert (reply.status, reply.code) == (403, "FORBIDDEN")

@@ -241,3 +241,21 @@ async def test_a_key_counts_for_24_hours_and_no_longer(world: World, database: D
     again = await submits(world.owner, "over", session_id, priority=1)
     assert (again.status, replayed(again)) == (201, False)
     assert replayed(await submits(world.owner, "over", session_id, priority=1))
+
+
+async def test_a_session_written_in_capitals_is_the_same_endpoint(world: World) -> None:
+    device = await world.device()
+    session_id = (await world.owner.open_session(device.device_id))["id"]
+    first = await submits(world.owner, "key-1", session_id)
+    again = await submits(world.owner, "key-1", session_id.upper())
+    assert (first.status, again.status, replayed(again)) == (201, 201, True)
+    assert again.body == first.body
+
+
+async def test_one_and_one_point_nought_are_the_same_number_in_a_body(world: World) -> None:
+    device = await world.device()
+    session_id = (await world.owner.open_session(device.device_id))["id"]
+    first = await submits(world.owner, "key-1", session_id, parameters={"count": 1})
+    again = await submits(world.owner, "key-1", session_id, parameters={"count": 1.0})
+    assert (again.status, replayed(again)) == (201, True)
+    assert again.body == first.body

@@ -40,6 +40,7 @@ class DeviceTalk:
 
     async def answer(self, message: Message) -> None:
         """Do what a message asks, and answer it. Raises the services' failures."""
+        await self._socket.settled.wait()
         kind, payload = understood(DEVICE_MESSAGES, message)
         bind_context(device_id=self._socket.caller.device_id, customer_id=str(self._socket.caller.customer_id))
         try:
