@@ -23,4 +23,5 @@ pytest_plugins = [
     "tests.support.cluster",
     "tests.support.sentinel",
     "tests.support.nginx",
+    "tests.support.pgbouncer",
 ]

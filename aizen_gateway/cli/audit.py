@@ -10,9 +10,9 @@ from uuid import UUID
 import click
 import orjson
 
-from ..domain.errors import GatewayError
 from ..services.audit_export import export
 from .operator import database
+from .output import explained
 
 
 @click.group()
@@ -20,10 +20,14 @@ def audit() -> None:
     """The audit log."""
 
 
+# Times as the records themselves have them, too, so that an export goes on where another ended.
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"])
+
+
 @audit.command("export")
 @click.option("--customer", "customer_id", type=click.UUID, help="Of this customer alone.")
-@click.option("--since", type=click.DateTime(), help="From this time (UTC).")
-@click.option("--until", type=click.DateTime(), help="Before this time (UTC).")
+@click.option("--since", type=_MOMENT, help="From this time on (UTC).")
+@click.option("--until", type=_MOMENT, help="Before this time (UTC).")
 @click.option("--output", type=click.File("wb"), default="-", help="A file instead of standard output.")
 def export_audit(customer_id: UUID | None, since: datetime | None, until: datetime | None, output: BinaryIO) -> None:
     """Write audit records as JSON lines, oldest first."""
@@ -33,10 +37,8 @@ def export_audit(customer_id: UUID | None, since: datetime | None, until: dateti
             async for record in export(opened, customer_id, _utc(since), _utc(until)):
                 output.write(orjson.dumps(record) + b"\n")
 
-    try:
+    with explained():
         asyncio.run(work())
-    except GatewayError as error:
-        raise click.ClickException(f"{error.message} ({error.code})") from error
 
 
 def _utc(moment: datetime | None) -> datetime | None:

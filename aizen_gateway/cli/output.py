@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -36,17 +37,27 @@ def answer(body: Mapping[str, Any], *, as_json: bool) -> None:
             click.echo("  ".join(f"{key}={item}" for key, item in row.items()) if isinstance(row, dict) else row)
 
 
-def run(work: Callable[[], Awaitable[Mapping[str, Any]]], *, as_json: bool) -> None:
-    """Do `work` on a loop and print what it returns; an expected failure is one line and exit status 1."""
+@contextmanager
+def explained() -> Iterator[None]:
+    """Inside, an expected failure is one line and exit status 1."""
     try:
-        body = asyncio.run(_awaited(work))
+        yield
     except GatewayError as error:
         raise click.ClickException(f"{error.message} ({error.code})") from error
     except asyncpg.UndefinedTableError as error:
         raise click.ClickException("The schema is not there: run `aizen-gateway migrate` first.") from error
     except MigrationFailed as error:
         raise click.ClickException(str(error)) from error
-    except (OSError, asyncpg.PostgresError) as error:
+    except asyncpg.PostgresError as error:
+        raise click.ClickException(f"The database cannot be used: {type(error).__name__}") from error
+
+
+def run(work: Callable[[], Awaitable[Mapping[str, Any]]], *, as_json: bool) -> None:
+    """Do `work` on a loop and print what it returns; an expected failure is one line and exit status 1."""
+    try:
+        with explained():
+            body = asyncio.run(_awaited(work))
+    except OSError as error:
         raise click.ClickException(f"The database cannot be used: {type(error).__name__}") from error
     answer(body, as_json=as_json)
 

@@ -70,8 +70,7 @@ async def _serve(settings: Settings) -> int:
 
 def _status(gateway: Gateway) -> str:
     """What `systemctl status` shows."""
-    sockets = gateway.live.count
-    return f"draining, {sockets} sockets left" if gateway.system.draining else f"serving {sockets} sockets"
+    return f"{'draining' if gateway.system.draining else 'serving'}, open sockets: {gateway.live.count}"
 
 
 async def _stop(runner: GatewayRunner, app: web.Application, settings: Settings) -> None:

@@ -156,8 +156,10 @@ class Connection:
             callback()
 
     def when_ending(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called at the moment the socket begins to end, whoever ends it."""
+        """Have `callback` called at the moment the socket begins to end, whoever ends it; now if it has begun."""
         self._on_end.append(callback)
+        if self._ending is not None:
+            callback()
 
     def abort(self) -> None:
         """End at once, whatever is queued."""

@@ -163,7 +163,7 @@ class Feed:
                         self._deliver(event)
                 else:
                     self._lose(page)
-                if False:
+                if page.reached < page.tail:
                     self._doubtful = True
                 self._take_held()
         finally:
@@ -220,7 +220,9 @@ class Feed:
             return self._past(0, complete=after is None)
 
         page = await self._stream.page(self.customer_id, asked)
-        complete, start = page.complete, page.events[0].previous if page.events else page.tail
+        # No event has the id of the beginning, though all follow it.
+        complete = page.complete and asked > BEGINNING
+        start = page.events[0].previous if page.events else page.tail
         count, first = 0, page.events if page.reached == page.tail else None
         while True:
             count += sum(subscriber.missed(event, room) for event in page.events)

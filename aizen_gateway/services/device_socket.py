@@ -95,7 +95,10 @@ class DeviceSocket:
         self._heard_text_at = float("-inf")
         self._session_ends = 0.0
         self._loop = asyncio.get_running_loop()
-        connection.when_ending(self._look.set)
+        # Set after the first look, or at the end: what the device says is done after it was announced.
+        self.settled = asyncio.Event()
+        for event in (self._look, self.settled):
+            connection.when_ending(event.set)
 
     @property
     def caller(self) -> DeviceCaller:
@@ -173,6 +176,8 @@ class DeviceSocket:
             except Unauthenticated:
                 await self.signed_out()
                 return
+            finally:
+                self.settled.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._look.wait()
@@ -190,7 +195,7 @@ class DeviceSocket:
         """Do what is due; return the seconds after which something may be due again."""
         now = self._loop.time()
         if now >= self._sure_until or any(pushed.leased_until <= now for pushed in self._pushed.values()):
-            await self._stand()
+            await whole(self._stand())
         wait = await whole(self._fill())
         left = self._session_ends - self._loop.time()
         if left <= 0:

@@ -26,6 +26,8 @@ _AUDIT_EVERY_S = 60.0
 # The mark is renewed at every look; it ends by itself where no gateway runs any more, and is then built anew.
 _EPOCH_TTL_MS = 86_400_000
 _AUDIT_LOCK_MS = 50_000
+# Slots that move one after another are audited together.
+_MOVES_EVERY_S = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +41,7 @@ class Recovery:
         self._dispatcher = dispatcher
         self._attendance = attendance
         self._audited = time.monotonic()
+        self._servers = store.servers
 
     async def look(self) -> bool:
         """Fill the index when Redis, or one node of it, is empty; return whether it was. Raises `Unavailable`."""
@@ -71,12 +74,17 @@ class Recovery:
         return count
 
     async def audit(self) -> None:
-        """Now and then, one instance puts back what a failover of a part of Redis may have dropped."""
-        if time.monotonic() - self._audited < _AUDIT_EVERY_S:
+        """Put back what a failover may have dropped: soon after one is noticed, and now and then, one instance for all.
+
+        Raises `Unavailable`.
+        """
+        since, servers = time.monotonic() - self._audited, self._store.servers
+        moved = servers != self._servers and since >= _MOVES_EVERY_S
+        if not moved and since < _AUDIT_EVERY_S:
             return
-        self._audited = time.monotonic()
-        if await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
+        if moved or await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
             await self.fill()
+        self._audited, self._servers = time.monotonic(), servers
 
     async def run(self) -> None:
         """Look for ever; owned by the application."""

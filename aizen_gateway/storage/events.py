@@ -17,9 +17,13 @@ import orjson
 from . import keys
 from .redis_store import RedisStore
 
-# The contract keeps 10 minutes or 1,000 events; the cap is approximate and the time generous.
-MOST_EVENTS = 1_100
-STREAM_TTL_MS = 3_600_000
+# Events are kept for 10 minutes and 1,000 events, whichever is more (section 6), but never more than this: a fleet that
+# comes back after an outage tells thousands within seconds. A large event leaves room for no more than it must.
+_KEPT_EVENTS = 1_000
+_KEPT_MS = 600_000
+_MOST_EVENTS = 10_000
+_LARGE_OCTETS = 16 * 1024
+_STREAM_TTL_MS = 3_600_000
 # A portal that was away over a quiet weekend has missed nothing, and is told so.
 _TAIL_TTL_MS = 7 * 86_400_000
 # A repeat or a late relay comes within seconds: by then no customer has told of as many subjects since.
@@ -103,6 +107,7 @@ class EventStream:
         self, customer_id: UUID, subject: str, version: int, rooms: Sequence[str], event: dict[str, Any]
     ) -> str | None:
         """Append and publish; return the event's id, or None when `version` of `subject` is not news."""
+        text = orjson.dumps(event).decode()
         published = await self._store.run(
             "publish_event",
             [
@@ -114,12 +119,14 @@ class EventStream:
                 version,
                 keys.customer_channel(customer_id),
                 " ".join(rooms),
-                orjson.dumps(event).decode(),
-                MOST_EVENTS,
-                STREAM_TTL_MS,
+                text,
                 subject,
                 _MOST_SUBJECTS,
+                _STREAM_TTL_MS,
                 _TAIL_TTL_MS,
+                _KEPT_EVENTS,
+                _MOST_EVENTS if len(text) <= _LARGE_OCTETS else _KEPT_EVENTS,
+                _KEPT_MS,
             ],
         )
         return published or None

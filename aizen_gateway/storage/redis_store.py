@@ -214,6 +214,13 @@ class RedisStore:
         """A new subscriber: `subscribe`, `unsubscribe`, `get_message` and `aclose` as the library has them."""
         return ClusterSubscriber(self.client) if isinstance(self.client, ClusterClient) else self.client.pubsub()
 
+    @property
+    def servers(self) -> object:
+        """What is another when keys are at other servers than before, by a failover or a move that was noticed."""
+        if isinstance(self.client, ClusterClient):
+            return self.client.generation
+        return getattr(self.client.connection_pool, "master_address", None)
+
     async def tags(self, stem: str) -> Sequence[str]:
         """Hash tags such that each node which keeps keys has one: `stem` first, and others that begin with it.
 

@@ -362,7 +362,7 @@ def test_the_queue_keeps_its_promises_whatever_happens(database_url: str, redis_
             run_state_machine_as_test(
                 QueueMachine,
                 settings=settings(
-                    max_examples=30,
+                    max_examples=15,
                     stateful_step_count=30,
                     deadline=None,
                     database=None,
@@ -550,7 +550,7 @@ def test_the_rules_keep_the_promises_at_any_moment() -> None:
     run_state_machine_as_test(
         ClockMachine,
         settings=settings(
-            max_examples=500,
+            max_examples=200,
             stateful_step_count=25,
             deadline=None,
             database=None,

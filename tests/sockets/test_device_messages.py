@@ -128,7 +128,8 @@ async def test_a_type_that_is_not_known_is_an_error_and_connected_is_ignored(wor
     async with device_socket(await world.device()) as socket:
         for type_ in ("subscribe", "", "HEARTBEAT", "ping ", "x" * 1000):
             assert await code_of(socket, type_, {}) == "INVALID_REQUEST"
-        for strange in ({"payload": {}}, {"type": 5}, {"type": None}, {"type": ["ping"]}):
+        no_types: list[dict[str, Any]] = [{"payload": {}}, {"type": 5}, {"type": None}, {"type": ["ping"]}]
+        for strange in no_types:
             await socket.ws.send_str(json.dumps(strange))
             assert (await socket.expect("error"))["payload"]["code"] == "INVALID_REQUEST"
         for anything in ({"deviceId": "x", "at": [1]}, None, "text", [1, 2]):

@@ -1,4 +1,4 @@
-"""Commands that are pushed: how many are ahead, in which order, for how long, and from whichever instance (section 6)."""
+"""Commands that are pushed: how many ahead, in which order, for how long, from whichever instance (section 6)."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def test_a_socket_that_ends_while_it_claims_keeps_nothing(line: Line, gate
             assert transport is not None
             transport.abort()
         await holds_sockets(gateway, 0)
-        (claimed,) = await eventually(lambda: line.device.claim(), lambda found: bool(found))
+        (claimed,) = await eventually(line.device.claim, bool)
         assert (claimed["id"], claimed["attempt"]) == (command["id"], 1)
         expect(await line.device.report(claimed), 200)
 

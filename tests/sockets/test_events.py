@@ -66,7 +66,8 @@ async def test_every_state_of_a_command_is_told(line: Line) -> None:
         approved = await line.approved()
         await line.device.claim()
         expect(await owner.cancel(approved), 200)
-        expect(await line.device.report(expect(await line.device.read(approved["id"]), 200)["command"], "canceled"), 200)
+        held = expect(await line.device.read(approved["id"]), 200)["command"]
+        expect(await line.device.report(held, "canceled"), 200)
         told = ["pending_approval", "queued", "claimed", "cancel_requested", "canceled"]
         assert await states(socket, approved, "canceled") == told
 
@@ -95,7 +96,7 @@ async def test_what_time_does_to_a_command_is_told(line: Line) -> None:
             states(one, undeliverable, "undeliverable"),
             states(two, expired, "expired"),
         )
-        assert told == [["queued", "claimed", "undeliverable"], ["queued", "expired"]]
+        assert list(told) == [["queued", "claimed", "undeliverable"], ["queued", "expired"]]
 
 
 async def test_a_command_is_told_as_rest_shows_it(line: Line) -> None:
@@ -194,7 +195,9 @@ async def test_a_session_and_its_commands_end_together_before_the_portal(line: L
         assert first["payload"]["command"]["id"] == command["id"]
         assert first["payload"]["command"]["status"] == "canceled"
         assert second["payload"]["session"] == {
-            name: value for name, value in (await line.world.owner.session(line.session_id)).items() if name != "commands"
+            name: value
+            for name, value in (await line.world.owner.session(line.session_id)).items()
+            if name != "commands"
         }
 
 

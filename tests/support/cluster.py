@@ -155,6 +155,12 @@ class Cluster:
             name = await _id(original)
             await eventually(lambda: _attempt(client, "CLUSTER", "REPLICATE", name), bool, within=_AGREE_S)
             await eventually(lambda: client.info("replication"), _is_linked, within=_AGREE_S)
+            name = await _id(client)
+        await replicated(node, replica)
+        for other in self.nodes:
+            # Those that do not know it do not vote for it.
+            async with client_of(other) as client:
+                await eventually(lambda asked=client: _replicas(asked), lambda known: name in known, within=_AGREE_S)  # type: ignore[misc]
 
     async def _migrate(self, old: Client, target: ValkeyNode, slot: int, most: int) -> bool:
         keys = await old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, most)
@@ -166,6 +172,18 @@ class Cluster:
     async def stop(self) -> None:
         for node in (*self.nodes, *self.replicas):
             await node.stop()
+
+
+async def replicated(master: EmbeddedValkey, replica: EmbeddedValkey) -> None:
+    """Return when the replica has all that the master has now, and gets at once what is written from now on."""
+    async with client_of(master) as first, client_of(replica) as second:
+        await eventually(lambda: first.info("replication"), _is_fed, within=_AGREE_S)
+        offset = (await first.info("replication"))["master_repl_offset"]
+        await eventually(lambda: second.info("replication"), lambda found: found["slave_repl_offset"] >= offset)
+
+
+def _is_fed(replication: dict[str, Any]) -> bool:
+    return bool(replication["connected_slaves"]) and replication["slave0"]["state"] == "online"
 
 
 def _prepare(directory: Path) -> None:
@@ -194,6 +212,11 @@ async def _attempt(client: Client, *command: str) -> bool:
     except ResponseError:
         return False
     return True
+
+
+async def _replicas(client: Client) -> set[str]:
+    nodes: dict[str, dict[str, str]] = await client.execute_command("CLUSTER NODES")
+    return {node["node_id"] for node in nodes.values() if "slave" in node["flags"]}
 
 
 def _is_linked(replication: dict[str, Any]) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from socket import SHUT_RDWR
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from aizen_gateway.domain.errors import Unavailable
 from aizen_gateway.storage.events import EventStream
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 
@@ -39,6 +43,11 @@ async def events(socket: SocketClient, count: int) -> list[Frame]:
     return found
 
 
+def fall_off(socket: SocketClient) -> None:
+    """End the connection without a close frame."""
+    socket.ws.get_extra_info("socket").shutdown(SHUT_RDWR)
+
+
 async def subscribe(socket: SocketClient, room: str = "customer", last_event_id: str | None = None) -> Any:
     """Subscribe and return the answer's payload."""
     payload = {"room": room} if last_event_id is None else {"room": room, "lastEventId": last_event_id}
@@ -54,20 +63,43 @@ class Newsroom:
     told: list[tuple[str, int]] = field(default_factory=list)
 
     async def tell(self, count: int = 1, room: str = "device:d-1", **payload: Any) -> str:
-        """Publish `count` events, numbered on, and return the last one's id."""
+        """Publish `count` events, numbered on, and return the last one's id. `room` may be several, with spaces."""
         for _ in range(count):
             number = len(self.told)
-            event = {"type": "device_status", "payload": {"number": number, **payload}}
-            rooms = room.split(" ")
-            event_id = await self.stream.publish(self.customer_id, "device:d-1", 0, rooms, event)
+            event_id = await self._publish(number, room.split(" "), payload)
             assert event_id is not None
             self.told.append((event_id, number))
         return self.told[-1][0]
+
+    async def insist(self, numbers: Iterator[int], ends: asyncio.Event, room: str = "device:d-1") -> None:
+        """Publish events with `numbers` until it `ends`, each until it has been taken, whatever happens to Redis."""
+        while not ends.is_set():
+            number = next(numbers)
+            while True:
+                try:
+                    # Not taken twice either: what is known already is no news.
+                    await self._publish(number, room.split(" "), {}, version=1)
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.01)
+
+    async def _publish(self, number: int, rooms: list[str], payload: dict[str, Any], version: int = 0) -> str | None:
+        event = {"type": "device_status", "payload": {"number": number, **payload}}
+        return await self.stream.publish(self.customer_id, f"told:{number}", version, rooms, event)
+
+
+@asynccontextmanager
+async def stream_of(url: str) -> AsyncIterator[EventStream]:
+    """The events of a Valkey, as another instance has them."""
+    store = RedisStore.connect(RedisOptions(url))
+    try:
+        yield EventStream(store)
+    finally:
+        await store.close()
 
 
 @pytest.fixture
 async def stream(redis_url: str) -> AsyncIterator[EventStream]:
     """The events of the worker's Valkey, as another instance has them."""
-    store = RedisStore.connect(RedisOptions(redis_url))
-    yield EventStream(store)
-    await store.close()
+    async with stream_of(redis_url) as opened:
+        yield opened

@@ -23,7 +23,7 @@ from .sockets import SocketClient
 from .waiting import eventually
 
 Payload = dict[str, Any]
-StartLimited = Callable[[ConnectionLimits], Awaitable[RunningGateway]]
+StartLimited = Callable[..., Awaitable[RunningGateway]]
 _instances = itertools.count(1)
 
 
@@ -50,20 +50,23 @@ async def finish(socket: SocketClient, claimed: Mapping[str, Any]) -> Payload:
 
 
 async def presence_events(portal: SocketClient, device: DeviceClient, count: int) -> list[tuple[str, str]]:
-    """The next `count` changes of the device that a portal hears: status and connection."""
-    found: list[tuple[str, str]] = []
-    while len(found) < count:
-        payload = (await portal.expect("device_status"))["payload"]
-        if payload["deviceId"] == device.device_id:
-            found.append((payload["status"], payload["connection"]))
-    return found
+    """The next `count` changes of the device that a portal hears: status and connection. Other frames are kept."""
+
+    def ours(frame: Mapping[str, Any]) -> bool:
+        return bool(frame["type"] == "device_status" and frame["payload"]["deviceId"] == device.device_id)
+
+    while len(found := [frame for frame in portal.earlier if ours(frame)]) < count:
+        portal.earlier.append(await portal.receive())
+    for frame in found[:count]:
+        portal.earlier.remove(frame)
+    return [(frame["payload"]["status"], frame["payload"]["connection"]) for frame in found[:count]]
 
 
 async def shows(world: World, device: DeviceClient, status: str, connection: str | None = None) -> Payload:
     """The device as its customer sees it, once it is in `status`, and in touch by `connection`."""
 
     def holds(seen: Payload) -> bool:
-        return seen["status"] == status and connection in (None, seen["connection"])
+        return bool(seen["status"] == status and connection in (None, seen["connection"]))
 
     return await eventually(lambda: world.owner.status(device.device_id), holds)
 
@@ -87,13 +90,13 @@ async def unheard(valkey: Redis, instances: int) -> AsyncIterator[None]:
     """Inside, the first `instances` do not hear what is published: their subscribers are cut, and cannot come back."""
     subscribers = sorted(int(found["id"]) for found in await valkey.client_list(_type="pubsub"))
     assert len(subscribers) >= instances
-    await valkey.execute_command("ACL", "SETUSER", "default", "-subscribe")
+    await valkey.acl_setuser("default", enabled=True, commands=["-subscribe"])
     try:
         for subscriber in subscribers[:instances]:
-            await valkey.execute_command("CLIENT", "KILL", "ID", subscriber)
+            await valkey.client_kill_filter(_id=str(subscriber))
         yield
     finally:
-        await valkey.execute_command("ACL", "SETUSER", "default", "+subscribe")
+        await valkey.acl_setuser("default", enabled=True, commands=["+subscribe"])
 
 
 @pytest.fixture
@@ -104,16 +107,16 @@ async def second(start_gateway: StartGateway) -> RunningGateway:
 
 @pytest.fixture
 async def start_limited(database_url: str, redis_url: str) -> AsyncIterator[StartLimited]:
-    """Call it for an instance whose sockets have other limits."""
+    """Call it with other limits of sockets for an instance; keyword arguments are environment variables."""
     async with AsyncExitStack() as stack:
 
-        async def start(limits: ConnectionLimits) -> RunningGateway:
+        async def start(limits: ConnectionLimits, **variables: str) -> RunningGateway:
             environment = {
                 "DATABASE_URL": database_url,
                 "REDIS_URL": redis_url,
                 "SUPABASE_JWT_SECRET": JWT_SECRET,
                 "AIZEN_INSTANCE_ID": f"limited-{next(_instances)}",
-            }
+            } | variables
             app = create_app(Settings.from_env(environment), socket_limits=limits)
             runner = GatewayRunner(app, shutdown_timeout=2.0)
             await runner.setup()

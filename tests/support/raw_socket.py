@@ -54,7 +54,9 @@ class RawSocket:
     writer: asyncio.StreamWriter
 
     @classmethod
-    async def open(cls, url: str, path: str, *, receive_buffer: int | None = None, **headers: str) -> RawSocket:
+    async def open(
+        cls, url: str, path: str, headers: Mapping[str, str] | None = None, *, receive_buffer: int | None = None
+    ) -> RawSocket:
         """Upgrade at `path`. `receive_buffer` is bytes, for a client that is soon full when it does not read."""
         host, port = url.removeprefix("http://").split(":")
         # The stream of a client that does not read must not read for it.
@@ -67,7 +69,7 @@ class RawSocket:
             "Connection": "Upgrade",
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-            **{name.replace("_", "-"): value for name, value in headers.items()},
+            **(headers or {}),
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
@@ -80,6 +82,11 @@ class RawSocket:
         """Send bytes as they are."""
         self.writer.write(b"".join(data))
         await self.writer.drain()
+
+    async def send_for_ever(self, data: bytes) -> None:
+        """Send `data` over and over, as fast as it is taken. Raises `ConnectionError` at the end of the connection."""
+        while True:
+            await self.send(data)
 
     async def receive(self) -> tuple[Opcode, bytes]:
         """The next frame. Raises `Closed` at the end of the connection, without a code."""
@@ -133,7 +140,7 @@ async def raw_device(
 ) -> AsyncIterator[RawSocket]:
     """A device's socket that has been upgraded; its greeting has not been read."""
     headers = {"X-Device-Token": device.token}
-    socket = await RawSocket.open(device.url, f"/ws/device{query}", receive_buffer=receive_buffer, **headers)
+    socket = await RawSocket.open(device.url, f"/ws/device{query}", headers, receive_buffer=receive_buffer)
     try:
         yield socket
     finally:

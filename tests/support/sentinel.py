@@ -15,7 +15,7 @@ import pytest
 from aizen_gateway.dev.embedded import EmbeddedValkey
 from aizen_gateway.dev.embedded_server import HOST, EmbeddedServer
 
-from .cluster import client_of
+from .cluster import client_of, replicated
 from .waiting import eventually
 
 _SERVICE = "aizen"
@@ -83,9 +83,7 @@ class Watched:
         """Wait until the Sentinel knows the replica, and the replica has all that the master has now."""
         async with client_of(self.sentinel) as client:
             await eventually(lambda: client.execute_command("SENTINEL", "REPLICAS", _SERVICE), bool, within=20.0)
-        async with client_of(self.master) as first, client_of(self.replica) as second:
-            offset = (await first.info("replication"))["master_repl_offset"]
-            await eventually(lambda: second.info("replication"), lambda found: found["slave_repl_offset"] >= offset)
+        await replicated(self.master, self.replica)
 
     @property
     def url(self) -> str:

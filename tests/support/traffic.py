@@ -30,6 +30,7 @@ class Hearing:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     sockets: int = 0
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def ids(self) -> list[str]:
@@ -62,8 +63,7 @@ class Traffic:
         self.hearings = [Hearing() for _ in range(each)]
         for hearing in self.hearings:
             self._start(self._listen(hearing))
-        while not all(hearing.sockets for hearing in self.hearings):
-            await asyncio.sleep(_PAUSE_S)
+        await asyncio.gather(*(hearing.heard.wait() for hearing in self.hearings))
         for number in range(each):
             self._start(self._read())
             for attend in (self._poll, self._attend):
@@ -172,6 +172,7 @@ class Traffic:
             if last is not None and not answer["complete"]:
                 self.failures.append(f"portal: {answer}")
             hearing.sockets += 1
+            hearing.heard.set()
             while True:
                 frame = socket.earlier.pop(0) if socket.earlier else await socket.receive()
                 if is_event(frame):
@@ -179,9 +180,7 @@ class Traffic:
 
         await self._reconnecting(lambda: portal_socket(self.world.owner), talk)
 
-    async def _reconnecting(
-        self, connect: Callable[[], Any], talk: Callable[[SocketClient], Awaitable[None]]
-    ) -> None:
+    async def _reconnecting(self, connect: Callable[[], Any], talk: Callable[[SocketClient], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
         lost_at: float | None = None
         while True:
