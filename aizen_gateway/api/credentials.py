@@ -9,7 +9,7 @@ from ..domain.errors import InvalidRequest
 from .text import printable
 
 _BEARER = re.compile(r"bearer[ \t]+(\S+)[ \t]*\Z", re.ASCII | re.IGNORECASE)
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,128}\Z", re.ASCII)
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,128}\Z", re.ASCII)
 
 
 def bearer_token(headers: Mapping[str, str]) -> str | None:
@@ -35,7 +35,7 @@ def customer_header(headers: Mapping[str, str]) -> str | None:
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
     """`Idempotency-Key`, None when not sent. Raises `InvalidRequest` unless it is 1-128 printable ASCII characters."""
     value = headers.get("Idempotency-Key")
-    if value is not None and not _IDEMPOTENCY_KEY.match(value):
+    if value is not None and not IDEMPOTENCY_KEY.match(value):
         raise InvalidRequest.field("Idempotency-Key", "Must be 1 to 128 printable ASCII characters.")
     return value
 

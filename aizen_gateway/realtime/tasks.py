@@ -27,7 +27,7 @@ async def end(*tasks: asyncio.Future[Any], again: float = _AGAIN_S) -> None:
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+        _, left = await asyncio.wait(left, timeout=again)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -211,7 +211,8 @@ class DeviceSocket:
         # A hint that comes meanwhile casts doubt anew.
         self._sure_until = self._loop.time() + _SURE_FOR * random.uniform(0.8, 1.2)
         try:
-            stand = await self._parts.presence.reassert(self.caller, self.connection.id, self._number)
+            new = not self.settled.is_set()
+            stand = await self._parts.presence.reassert(self.caller, self.connection.id, self._number, new=new)
             if stand.standing is Standing.SUPERSEDED:
                 self.connection.end(CloseCode.SUPERSEDED, "superseded")
                 return

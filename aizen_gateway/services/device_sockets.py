@@ -14,6 +14,7 @@ from ..domain.errors import Unavailable
 from ..domain.values import Origin
 from ..realtime.bus import Bus
 from ..realtime.connection import Connection
+from ..realtime.tasks import end
 from ..storage.device_sessions import DeviceSessions
 from ..storage.presence import Presence
 from .attendance import Attendance
@@ -84,21 +85,29 @@ class DeviceSockets:
         try:
             await self._parts.presence.disconnect(self._unsaid[connection_id], connection_id)
         except Unavailable as error:
-            _log.warning("end of a socket is told later", reason=error.message, connection_id=str(connection_id))
+            _log.info("end of a socket is told later", reason=error.message, connection_id=str(connection_id))
             return False
         self._unsaid.pop(connection_id, None)
         return True
 
-    async def finish_leaving(self) -> None:
-        """Tell Redis of the ended sockets of which it could not be told. Raises `Unavailable`."""
+    async def finish_leaving(self, within: float) -> bool:
+        """Tell Redis of the ended sockets of which it could not be told, for at most `within` seconds.
+
+        Return whether it now knows of all. Raises `Unavailable`.
+        """
+        until = asyncio.get_running_loop().time() + within
         for connection_id in tuple(self._unsaid):
+            if asyncio.get_running_loop().time() >= until:
+                break
             if connection_id in self._unsaid and not await self._say_ended(connection_id):
                 raise Unavailable("Redis is not reachable.")
+        return not self._unsaid
 
-    async def left(self) -> None:
-        """Wait until all ended sockets have left."""
+    async def left(self, within: float) -> None:
+        """Wait until all ended sockets have left, for at most `within` seconds; then those that hang are given up."""
         if self._leaving:
-            await asyncio.wait(self._leaving)
+            await asyncio.wait(self._leaving, timeout=within)
+        await end(*self._leaving)
 
     def reassert(self) -> None:
         """This instance was thought dead, or Redis was emptied: every socket says again that it is open."""

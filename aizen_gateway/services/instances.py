@@ -17,6 +17,7 @@ DEAD_AFTER_MS = 2_500
 # An instance that could not speak itself until now cannot tell whether others are dead.
 _SURE_AFTER_S = 3.0
 _BURIED_AT_ONCE = 50
+_LEAVES_WITHIN_S = 0.9
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +45,7 @@ class Instances:
             _log.warning("this instance was forgotten", sockets=len(self._sockets.open_sockets))
             self._sockets.reassert()
         self._spoke_before = True
-        await self._sockets.finish_leaving()
+        await self._sockets.finish_leaving(_BEAT_EVERY_S)
         if now - self._speaking_since >= _SURE_AFTER_S:
             for instance in dead:
                 await self._bury(instance, now + _BEAT_EVERY_S)
@@ -69,7 +70,10 @@ class Instances:
             await asyncio.sleep(max(0.0, started + _BEAT_EVERY_S - time.monotonic()))
 
     async def leave(self) -> None:
-        """This instance goes away in order: nobody need look for it. Raises `Unavailable`: then others find it dead."""
-        await self._sockets.left()
-        await self._sockets.finish_leaving()
-        await self._presence.instance_leaves()
+        """This instance goes away in order: nobody need look for it, unless its sockets' ends cannot be told.
+
+        Raises `Unavailable`.
+        """
+        await self._sockets.left(_LEAVES_WITHIN_S)
+        if await self._sockets.finish_leaving(_LEAVES_WITHIN_S):
+            await self._presence.instance_leaves()

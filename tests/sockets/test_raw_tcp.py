@@ -7,9 +7,11 @@ import gc
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from uuid import uuid4
 
 import psutil
 import pytest
+from aiohttp import ClientSession
 
 from aizen_gateway.api.keys import SERVICES
 from aizen_gateway.api.sockets.conversation import Conversation
@@ -17,10 +19,13 @@ from aizen_gateway.app import GATEWAY
 from aizen_gateway.realtime.connection import Connection, ConnectionLimits
 from aizen_gateway.services.device_socket import DeviceSocket
 from aizen_gateway.storage.keys import DeviceKeys
+from aizen_gateway.storage.postgres import Database, PostgresOptions
 from tests.support.clients import DeviceClient, World
 from tests.support.gateway import RunningGateway
-from tests.support.pushes import StartLimited, holds_sockets
+from tests.support.outages import hung
+from tests.support.pushes import StartLimited, holds_sockets, result_of
 from tests.support.raw_socket import Opcode, RawSocket, frame_of, raw_device, text_of
+from tests.support.servers import FreshPostgres
 from tests.support.sockets import SocketClient, device_socket
 from tests.support.waiting import eventually
 
@@ -209,23 +214,29 @@ async def test_a_flood_of_control_frames_ends_the_socket(world: World, start_lim
         asking.cancel()
 
 
-async def test_a_client_that_sends_much_is_slowed_and_not_taken_for_dead(
-    world: World, start_limited: StartLimited
+async def test_a_client_that_is_not_read_because_the_gateway_is_behind_is_not_taken_for_dead(
+    start_limited: StartLimited, fresh_postgres: FreshPostgres, http: ClientSession
 ) -> None:
-    limited = await start_limited(LIMITS)
-    device = replace(await world.device(), url=limited.url)
-    async with raw_device(device) as socket:
+    postgres = await fresh_postgres()
+    limited = await start_limited(LIMITS, DATABASE_URL=postgres.url)
+    database = Database(PostgresOptions(postgres.url, pool_size=2))
+    world = await World.create(limited.url, http, database)
+    device = await world.device()
+    async with raw_device(device, "?prefetch=0") as socket:
         assert (await socket.message())["type"] == "connected"
-        # More than is answered while several pings go by, whose pongs wait behind all of it.
-        await socket.send(*[text_of("heartbeat", {"status": "online"})] * 1000)
-        answered = 0
-        while answered < 1000:
-            opcode, _ = await socket.receive()
-            if opcode is Opcode.PING:
-                await socket.send(frame_of(Opcode.PONG))
-            elif opcode is Opcode.TEXT:
-                answered += 1
-    await holds_sockets(limited, 0)
+        with hung(postgres):
+            # More than are taken at once, each of which needs the database; the pongs wait behind all of them.
+            unknown = result_of({"id": str(uuid4()), "claimToken": "none"})
+            await socket.send(*[text_of("command_result", unknown)] * 100)
+            pings = 0
+            while pings < 2:
+                opcode, _ = await socket.receive()
+                if opcode is Opcode.PING:
+                    await socket.send(frame_of(Opcode.PONG))
+                    pings += 1
+        codes = [(await socket.message())["payload"]["code"] for _ in range(100)]
+        assert codes[-1] == "COMMAND_NOT_FOUND"
+    await database.close()
 
 
 async def test_a_device_that_connects_over_and_over_leaves_one_channel(world: World, gateway: RunningGateway) -> None:

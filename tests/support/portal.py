@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from socket import SHUT_RDWR
 from typing import Any
@@ -13,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from aizen_gateway.domain.errors import Unavailable
+from aizen_gateway.realtime.tasks import end
 from aizen_gateway.storage.events import EventStream
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 
@@ -71,21 +73,47 @@ class Newsroom:
             self.told.append((event_id, number))
         return self.told[-1][0]
 
-    async def insist(self, numbers: Iterator[int], ends: asyncio.Event, room: str = "device:d-1") -> None:
+    async def insist(self, numbers: Iterator[int], ends: asyncio.Event) -> None:
         """Publish events with `numbers` until it `ends`, each until it has been taken, whatever happens to Redis."""
         while not ends.is_set():
-            number = next(numbers)
-            while True:
-                try:
+            number, taken = next(numbers), False
+            while not taken:
+                with suppress(Unavailable):
                     # Not taken twice either: what is known already is no news.
-                    await self._publish(number, room.split(" "), {}, version=1)
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.01)
+                    await self._publish(number, ["device:d-1"], {}, version=1)
+                    taken = True
+                await asyncio.sleep(0)
 
     async def _publish(self, number: int, rooms: list[str], payload: dict[str, Any], version: int = 0) -> str | None:
         event = {"type": "device_status", "payload": {"number": number, **payload}}
         return await self.stream.publish(self.customer_id, f"told:{number}", version, rooms, event)
+
+
+class Pouring:
+    """Events that are published in tight loops. `stop` returns how many there were."""
+
+    def __init__(self, rooms: Sequence[Newsroom]) -> None:
+        self._numbers = itertools.count()
+        self._ends = asyncio.Event()
+        self._tasks = [asyncio.create_task(room.insist(self._numbers, self._ends)) for room in rooms]
+
+    async def stop(self) -> int:
+        self._ends.set()
+        await asyncio.gather(*self._tasks)
+        return next(self._numbers)
+
+    async def end(self) -> None:
+        await end(*self._tasks)
+
+
+@asynccontextmanager
+async def pouring(customer_id: str, *urls: str) -> AsyncIterator[Pouring]:
+    """Publish events of the customer as fast as can be, in a loop for each Valkey of `urls`, until it is stopped."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(stream_of(url)) for url in urls]
+        poured = Pouring([Newsroom(stream, UUID(customer_id)) for stream in streams])
+        stack.push_async_callback(poured.end)
+        yield poured
 
 
 @asynccontextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from marshmallow import fields
 
+from ..credentials import IDEMPOTENCY_KEY
 from . import customer as c
 from . import device as d
-from .fields import Text, Uuid
+from .fields import Patterned, Text, Uuid
 from .loading import CustomerBody, DeviceBody
 
 _LONGEST_TOKEN = 16 * 1024
@@ -65,7 +66,14 @@ class JoinRoomsMessage(CustomerBody):
 
 class SendCommandMessage(c.SubmitCommandBody):
     session_id = Uuid(data_key="sessionId", required=True)
-    idempotency_key = Text(128, 1, data_key="idempotencyKey", allow_none=True, load_default=None)
+    idempotency_key = Patterned(
+        IDEMPOTENCY_KEY,
+        "Must be 1 to 128 printable ASCII characters.",
+        "order-4711",
+        data_key="idempotencyKey",
+        allow_none=True,
+        load_default=None,
+    )
 
 
 class ApproveMessage(c.ApproveBody):
