@@ -89,12 +89,17 @@ async def test_what_was_pushed_after_the_last_text_is_given_back_and_what_was_be
     assert (await line.seen(taken))["status"] == "claimed"
 
 
-async def test_what_was_pushed_longer_ago_stays_leased(line: Line) -> None:
-    command = await line.submit()
+async def test_what_was_pushed_five_seconds_ago_stays_leased_and_what_was_later_does_not(line: Line) -> None:
+    later = await Line.open(line.world)
+    command, given_back = await line.submit(), await later.submit()
     async with raw_device(line.device) as socket:
         await deaf_agent(socket, 1)
-        # The contract's five seconds.
-        await asyncio.sleep(5.05)
+        async with raw_device(later.device) as other:
+            await deaf_agent(other, 1)
+            await asyncio.sleep(3.5)
+        # The contract's five seconds, for the first one only.
+        await asyncio.sleep(1.55)
+    assert (await later.device.claim(waitMs=5000))[0]["id"] == given_back["id"]
     async with device_socket(line.device) as newer:
         assert await newer.silent(_QUIET)
         assert (await line.seen(command))["status"] == "claimed"

@@ -109,6 +109,12 @@ async def test_the_errors_are_those_of_rest(line: Line) -> None:
         assert (await socket.ask("ping", answer="pong")) == {}
 
 
+async def test_a_claim_over_the_socket_waits_for_nothing(line: Line) -> None:
+    async with device_socket(line.device, "?prefetch=0") as socket:
+        # Far longer than this test waits for an answer; a device's unknown fields are ignored.
+        assert await socket.ask("claim", {"waitMs": 30_000}, answer="commands") == {"commands": []}
+
+
 async def test_a_command_of_another_device_is_answered_like_none(line: Line) -> None:
     other = await Line.open(line.world)
     theirs = await other.claimed()

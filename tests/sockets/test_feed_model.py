@@ -247,7 +247,7 @@ class Player:
 async def play(redis_url: str, steps: Sequence[Step]) -> None:
     store = RedisStore.connect(RedisOptions(redis_url))
     stream, customer_id = EventStream(store), UUID(int=uuid4().int)
-    pubsub = store.client.pubsub()
+    pubsub = store.subscriber()
     await pubsub.subscribe(keys.customer_channel(customer_id))
     await pubsub.get_message(timeout=1.0)
     line = Line()

@@ -14,8 +14,18 @@ from tests.support.clients import World, token_for
 from tests.support.gateway import RunningGateway, StartGateway, StartWorld
 from tests.support.processes import StartGatewayProcess
 from tests.support.sockets import SocketClient, open_socket, portal_socket
+from tests.support.waiting import TIME
 
 ALLOWED = "https://portal.example.com"
+ADDRESSES = ("/ws/customer", "/api/v1/customer/ws")
+
+
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
 
 
 def token_of(world: World) -> str:
@@ -30,37 +40,36 @@ async def refused(http: ClientSession, url: str, **options: object) -> tuple[int
     return caught.value.status, caught.value
 
 
-@pytest.mark.parametrize("path", ["/ws/customer", "/api/v1/customer/ws"])
+@pytest.mark.parametrize("path", ADDRESSES)
 async def test_a_token_in_the_header_opens_the_socket_at_both_addresses(world: World, path: str) -> None:
     async with open_socket(world.http, world.url + path, headers=world.owner.headers) as socket:
         hello = await socket.receive()
         assert hello["type"] == "connected"
+        assert hello["payload"].keys() == {"customerId", "connectionId", "serverTime"}
         assert hello["payload"]["customerId"] == world.customer_id
         assert UUID(hello["payload"]["connectionId"])
-        assert hello["payload"]["serverTime"].endswith("Z")
+        assert TIME.fullmatch(hello["payload"]["serverTime"])
 
 
-async def test_with_a_token_as_subprotocol_the_version_is_selected(world: World) -> None:
-    protocols = ("aizen.v1", f"auth-{token_of(world)}")
-    async with open_socket(world.http, f"{world.url}/ws/customer", protocols=protocols) as socket:
-        assert socket.ws.protocol == "aizen.v1"
-        assert (await socket.receive())["type"] == "connected"
-
-
-async def test_a_token_as_the_only_subprotocol_is_echoed(world: World) -> None:
-    protocol = f"auth-{token_of(world)}"
-    async with open_socket(world.http, f"{world.url}/ws/customer", protocols=(protocol,)) as socket:
-        assert socket.ws.protocol == protocol
-        assert (await socket.receive())["type"] == "connected"
+async def test_a_token_as_subprotocol_is_never_answered_where_the_version_can_be(world: World) -> None:
+    auth = f"auth-{token_of(world)}"
+    cases = [(("aizen.v1", auth), "aizen.v1"), ((auth, "odd", "aizen.v1"), "aizen.v1"), ((auth,), auth)]
+    for path in ADDRESSES:
+        for offered, selected in cases:
+            async with open_socket(world.http, world.url + path, protocols=offered) as socket:
+                assert socket.ws.protocol == selected
+                assert (await socket.receive())["type"] == "connected"
 
 
 async def test_a_token_in_the_query_opens_the_socket(world: World) -> None:
-    async with open_socket(world.http, f"{world.url}/ws/customer?token={token_of(world)}") as socket:
-        assert (await socket.receive())["type"] == "connected"
+    for path in ADDRESSES:
+        async with open_socket(world.http, f"{world.url}{path}?token={token_of(world)}") as socket:
+            assert (await socket.receive())["type"] == "connected"
 
 
-async def test_the_first_message_may_bring_the_token(world: World) -> None:
-    async with open_socket(world.http, f"{world.url}/ws/customer", protocols=("aizen.v1",)) as socket:
+@pytest.mark.parametrize("path", ADDRESSES)
+async def test_the_first_message_may_bring_the_token(world: World, path: str) -> None:
+    async with open_socket(world.http, world.url + path, protocols=("aizen.v1",)) as socket:
         assert socket.ws.protocol == "aizen.v1"
         await socket.send("auth", {"token": token_of(world)}, "first-1")
         answer = await socket.receive()
@@ -136,6 +145,49 @@ async def test_an_account_without_a_customer_is_403_before_the_upgrade(
     headers = {"Authorization": f"Bearer {token_for(str(uuid4()))}"}
     status, _ = await refused(http, f"{gateway.url}/ws/customer", headers=headers)
     assert status == 403
+
+
+@pytest.mark.parametrize("path", ADDRESSES)
+async def test_a_refusal_before_the_upgrade_says_why(start_world: StartWorld, path: str) -> None:
+    world = await start_world(AIZEN_CORS_ORIGINS=ALLOWED)
+    stranger = f"Bearer {token_for(str(uuid4()))}"
+    cases: list[tuple[dict[str, str], int, str]] = [
+        ({"Authorization": "Bearer nonsense"}, 401, "UNAUTHENTICATED"),
+        ({"Authorization": stranger}, 403, "NO_CUSTOMER"),
+        ({**world.owner.headers, "Origin": "https://evil.example.com"}, 403, "FORBIDDEN"),
+        ({"Authorization": world.service.headers["Authorization"]}, 400, "INVALID_REQUEST"),
+    ]
+    for headers, status, code in cases:
+        async with world.http.get(world.url + path, headers=UPGRADE | headers) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (status, code)
+            assert error["requestId"] == answer.headers["X-Request-ID"]
+
+
+async def test_a_first_message_without_a_token_is_told_and_closed_4401(
+    gateway: RunningGateway, http: ClientSession
+) -> None:
+    for payload in (
+        {},
+        {"token": None},
+        {"token": ""},
+        {"token": 7},
+        {"token": "x" * 20_000},
+        {"token": "x", "odd": 1},
+    ):
+        async with open_socket(http, f"{gateway.url}/ws/customer") as socket:
+            await socket.send("auth", payload, "r")
+            answer = await socket.receive()
+            assert (answer["type"], answer["requestId"]) == ("error", "r")
+            assert answer["payload"]["code"] == "INVALID_REQUEST"
+            assert await socket.closed() == 4401
+
+
+async def test_a_service_that_names_no_customer_is_closed_1008_after_the_first_message(world: World) -> None:
+    async with open_socket(world.http, f"{world.url}/ws/customer") as socket:
+        await socket.send("auth", {"token": world.service.headers["Authorization"].removeprefix("Bearer ")})
+        assert (await socket.receive())["payload"]["code"] == "INVALID_REQUEST"
+        assert await socket.closed() == 1008
 
 
 async def test_an_account_without_a_customer_is_closed_4403_after_the_first_message(

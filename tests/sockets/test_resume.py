@@ -97,11 +97,11 @@ async def test_what_a_whole_fleet_told_in_ten_minutes_arrives_completely(world: 
         assert numbers(await events(socket, 1999)) == list(range(1, 2000))
 
 
-@pytest.mark.parametrize(("bound", "value"), [("_KEPT_MS", -1), ("_MOST_EVENTS", 1000)])
+@pytest.mark.parametrize(("bound", "value"), [("_kept_ms", -1), ("_MOST_EVENTS", 1000)])
 async def test_a_thousand_events_are_kept_however_old_or_many_they_are(
     world: World, news: Newsroom, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(events_module, bound, value)
+    monkeypatch.setattr(events_module if bound.isupper() else news.stream, bound, value)
     await news.tell(1300)
     async with portal_socket(world.owner) as socket:
         kept, _ = news.told[-1001]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from socket import SHUT_RDWR
@@ -18,6 +18,7 @@ from aizen_gateway.realtime.tasks import end
 from aizen_gateway.storage.events import EventStream
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 
+from .raw_socket import RawSocket
 from .sockets import SocketClient
 
 Frame = dict[str, Any]
@@ -43,6 +44,18 @@ async def events(socket: SocketClient, count: int) -> list[Frame]:
         frame = await socket.receive()
         (found if is_event(frame) else socket.earlier).append(frame)
     return found
+
+
+@asynccontextmanager
+async def raw_portal(
+    url: str, headers: Mapping[str, str] | None = None, *, receive_buffer: int | None = None
+) -> AsyncIterator[RawSocket]:
+    """A portal's socket that has been upgraded; its greeting has not been read."""
+    socket = await RawSocket.open(url, "/ws/customer", headers, receive_buffer=receive_buffer)
+    try:
+        yield socket
+    finally:
+        socket.cut()
 
 
 def fall_off(socket: SocketClient) -> None:

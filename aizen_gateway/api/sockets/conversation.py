@@ -113,10 +113,13 @@ class Conversation:
     async def together(self, answer: Answer, *others: Awaitable[None]) -> None:
         """Answer messages beside `others`, until one of them ends or the socket does."""
         tasks = [asyncio.ensure_future(self.work(answer)), *map(asyncio.ensure_future, others)]
+        # It may have ended before: a cancellation that came while the socket was being opened can get lost.
+        self.connection.when_ending(tasks[0].cancel)
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                if not task.cancelled():
+                    task.result()
         finally:
             await end(*tasks, again=_CLEANED_UP)
             await self._finish(answer)

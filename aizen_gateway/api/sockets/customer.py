@@ -167,6 +167,11 @@ async def _first_message(
             raise Unauthenticated("The first message must be auth.")
         _, payload = understood(CUSTOMER_MESSAGES, message)
         credentials = Credentials(payload["token"], header)
+    except GatewayError as error:
+        # Whatever is wrong with it: it brought no token.
+        connection.send(error_frame(error, message.request_id))
+        raise Unauthenticated from error
+    try:
         principal = await services.portal_sockets.enter(credentials)
     except GatewayError as error:
         connection.send(error_frame(error, message.request_id))
