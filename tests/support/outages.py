@@ -13,8 +13,20 @@ from aizen_gateway.dev.embedded import EmbeddedServer
 
 
 async def crash(server: EmbeddedServer) -> None:
-    """Kill the server with no time to say goodbye; `restart` brings it back."""
+    """Make the server end at once, with no time to say goodbye; `restart` brings it back."""
     os.kill(server.pid, signal.SIGQUIT if server.title == "PostgreSQL" else signal.SIGKILL)
+    await server.wait()
+
+
+async def kill(server: EmbeddedServer) -> None:
+    """Kill the server's first process; those that are its own notice and end by themselves."""
+    os.kill(server.pid, signal.SIGKILL)
+    await server.wait()
+
+
+async def shut_down(server: EmbeddedServer) -> None:
+    """Stop the server as its operator does, with open connections ended; `restart` brings it back."""
+    os.kill(server.pid, signal.SIGINT if server.title == "PostgreSQL" else signal.SIGTERM)
     await server.wait()
 
 

@@ -1,11 +1,13 @@
-"""A line to a gateway that can be cut: a TCP proxy that forwards bytes, and stops as lines in the field do."""
+"""Lines that can be cut, to a gateway and from one: TCP proxies that forward bytes, and stop as lines do."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -113,3 +115,96 @@ async def proxy(gateway: RunningGateway) -> AsyncIterator[Proxy]:
     proxy.cut()
     await asyncio.gather(*handling, return_exceptions=True)
     await server.wait_closed()
+
+
+class Wire:
+    """A line to a server on this machine that breaks as networks break: `reset`, and `block` until `unblock`."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self._ends: set[asyncio.StreamWriter] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, target: int) -> AsyncIterator[Wire]:
+        """Inside, `port` of 127.0.0.1 leads to the port `target` of 127.0.0.1."""
+        wire = cls(target)
+        wire._server = await asyncio.start_server(wire._connected, "127.0.0.1", 0)
+        wire.port = wire._server.sockets[0].getsockname()[1]
+        try:
+            yield wire
+        finally:
+            wire._server.close()
+            wire.reset()
+            for task in wire._carrying:
+                task.cancel()
+            await asyncio.gather(*wire._carrying, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Reset every connection there is, at both ends."""
+        for end in tuple(self._ends):
+            _reset(end)
+
+    def block(self) -> None:
+        """From now on nothing gets through, in either direction, and nobody is told. Connecting seems to work."""
+        self._open.clear()
+
+    def unblock(self, *, forgotten: bool = False) -> None:
+        """Let everything through again, what was sent meanwhile too; connections are reset when `forgotten`."""
+        if forgotten:
+            self.reset()
+        self._open.set()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = {writer}
+        self._ends.add(writer)
+        try:
+            await self._open.wait()
+            try:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            except OSError:
+                _reset(writer)
+                return
+            ends.add(far_writer)
+            self._ends.add(far_writer)
+            ways = [
+                asyncio.create_task(self._forward(reader, far_writer)),
+                asyncio.create_task(self._forward(far_reader, writer)),
+            ]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            self._ends -= ends
+            for end in ends:
+                end.close()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+            await self._open.wait()
+
+
+def _reset(end: asyncio.StreamWriter) -> None:
+    """Break a connection off such that the other side is told by a reset."""
+    if (line := end.get_extra_info("socket")) is not None:
+        # To linger for no time is how a reset is asked for.
+        with suppress(OSError):
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.transport.abort()
