@@ -48,6 +48,7 @@ from .storage.postgres import Database, PostgresOptions
 from .storage.presence import Presence
 from .storage.queue import Queue
 from .storage.redis_store import RedisOptions, RedisStore
+from .tracing import Tracing
 
 # Seconds for the project's public keys to come.
 _FETCH_S = 5.0
@@ -65,6 +66,8 @@ class Gateway:
     bus: Bus
     verifier: SupabaseVerifier
     http: _Fetcher
+    commands: Commands
+    claiming: Claiming
     delivery: Delivery
     system: System
     dispatcher: Dispatcher
@@ -81,10 +84,12 @@ class Gateway:
 GATEWAY = web.AppKey("GATEWAY", Gateway)
 
 
-def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLimits | None = None) -> web.Application:
+def create_app(
+    settings: Settings | None = None, *, socket_limits: ConnectionLimits | None = None, tracing: Tracing | None = None
+) -> web.Application:
     """Wire one instance; without `settings` those of the environment, for tools that want a plain factory.
 
-    `socket_limits` are other bounds of sockets than those of the contract.
+    `socket_limits` are other bounds of sockets than those of the contract; `tracing` sends a span for each request.
     Nothing is connected before the application starts, and nothing at import. Raises `SettingsError`.
     """
     settings = settings or Settings.from_env()
@@ -97,7 +102,7 @@ def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLim
         )
     )
     store = RedisStore.connect(
-        RedisOptions(settings.redis_url, max_connections=settings.redis_max_connections),
+        RedisOptions(settings.redis_url),
         timed=metrics.redis_seconds.observe,
     )
     sessions = DeviceSessions(
@@ -106,7 +111,7 @@ def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLim
     queue = Queue(store, sessions)
     presence = Presence(store, sessions, settings.heartbeat_timeout, settings.instance_id)
     limits = Limits(store, customer=settings.rate_limit_customer, auth=settings.rate_limit_auth)
-    events = EventStream(store)
+    events = EventStream(store, settings.event_retention)
     dispatcher = Dispatcher(database, queue, events, sessions, metrics)
     bus = Bus(store, settings.instance_id, timed=metrics.fanout_seconds.observe)
     attendance = Attendance(database, presence, dispatcher)
@@ -141,6 +146,8 @@ def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLim
         bus=bus,
         verifier=verifier,
         http=http,
+        commands=commands,
+        claiming=claiming,
         delivery=delivery,
         system=system,
         dispatcher=dispatcher,
@@ -149,7 +156,7 @@ def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLim
         sweep=Sweep(database, store, dispatcher),
         recovery=Recovery(database, store, dispatcher, attendance),
         retention=Retention(database, store, sessions_s=settings.command_retention, audit_s=settings.audit_retention),
-        gauges=Gauges(metrics, database, bus),
+        gauges=Gauges(metrics, database, store, bus),
         instances=Instances(presence, device_sockets),
         live=live,
     )
@@ -175,7 +182,7 @@ def create_app(settings: Settings | None = None, *, socket_limits: ConnectionLim
         trusted_proxies=settings.trusted_proxies,
         socket_rate=settings.rate_limit_socket,
     )
-    setup_api(app, services=services, options=options, metrics=metrics)
+    setup_api(app, services=services, options=options, metrics=metrics, tracing=tracing)
     app.on_shutdown.append(_drain_sockets)
     app.cleanup_ctx.append(_live)
     return app
@@ -207,6 +214,7 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
     yield
     await end(*loops)
     await gateway.bus.stop()
+    await asyncio.gather(*(part.close() for part in (gateway.commands, gateway.claiming, gateway.delivery)))
     for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
         with suppress(Exception):
             await asyncio.wait_for(flush(), 2.0)

@@ -7,11 +7,15 @@ what a command prints as its answer, and service managers and container runtimes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -20,9 +24,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from .redaction import redact_mapping
 
-_FIRST_KEYS = ("timestamp", "level", "event", "logger", "request_id", "customer_id", "device_id")
+_FIRST_KEYS = ("timestamp", "level", "event", "logger", "request_id", "trace_id", "span_id", "customer_id", "device_id")
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _ONE_LINE = _CONTROL | {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+# Seconds that a request's line may wait for others, and how many wait at most.
+_TOGETHER_S = 0.05
+_MOST_TOGETHER = 256
+_context: ContextVar[Mapping[str, object]] = ContextVar("log_context", default=MappingProxyType({}))
+_requests = logging.getLogger("aizen_gateway.requests")
 _MANY_LINES = {code: shown for code, shown in _CONTROL.items() if code not in (0x09, 0x0A)}
 
 
@@ -33,18 +42,19 @@ def configure_logging(level: str, format: str) -> None:
     """
     if format not in ("json", "console"):
         raise ValueError(f"unknown log format {format!r}")
-    handler = _StderrHandler()
+    handler = _StderrHandler(takes_lines=format == "json")
     handler.setFormatter(_formatter(format))
     root = logging.getLogger()
     root.setLevel(level.upper())
     for old in [old for old in root.handlers if isinstance(old, _StderrHandler)]:
+        old.flush()
         root.removeHandler(old)
     root.addHandler(handler)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            structlog.contextvars.merge_contextvars,
+            with_context,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.add_log_level,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
@@ -57,31 +67,118 @@ def configure_logging(level: str, format: str) -> None:
 
 def bind_context(**values: object) -> None:
     """Put `values` on every further line of this task, and of tasks that it starts; None takes a name off again."""
-    structlog.contextvars.unbind_contextvars(*(name for name, value in values.items() if value is None))
-    structlog.contextvars.bind_contextvars(**{name: value for name, value in values.items() if value is not None})
+    bound = {**_context.get(), **values}
+    if None in values.values():
+        bound = {name: value for name, value in bound.items() if value is not None}
+    _context.set(bound)
+
+
+def new_context(**values: object) -> None:
+    """Begin with `values` alone, in a task of its own such as a request has."""
+    _context.set(values)
 
 
 @contextmanager
 def fresh_context(**values: object) -> Iterator[None]:
     """Begin with `values` alone and put back at the end what was there.
 
-    For one request: a connection's requests are handled by one task, so what one of them binds would otherwise be
-    on the lines of the next.
+    For one message: a socket's messages are handled by one task, so what one of them binds would otherwise be on the
+    lines of the next.
     """
-    before = structlog.contextvars.get_contextvars()
-    structlog.contextvars.clear_contextvars()
+    before = _context.get()
+    _context.set({})
     bind_context(**values)
     try:
         yield
     finally:
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(**before)
+        _context.set(before)
+
+
+def with_context(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The processor that puts what is bound on an event; what the event says itself stays."""
+    return {**_context.get(), **event}
+
+
+def log_request(*, quiet: bool, **fields: object) -> None:
+    """Log one answered request, at level debug when it is `quiet`: the line that is written most.
+
+    `fields`, and what is bound, must be the gateway's own words and numbers, or redacted already. In JSON the line is
+    made here, and lines of the same moment are written together; otherwise it goes the way of all others.
+    """
+    level = logging.DEBUG if quiet else logging.INFO
+    if not _requests.isEnabledFor(level):
+        return
+    handlers = logging.getLogger().handlers
+    if len(handlers) != 1 or not isinstance(handler := handlers[0], _StderrHandler) or not handler.takes_lines:
+        structlog.get_logger(_requests.name).log(level, "request", **fields)
+        return
+    line = {
+        "timestamp": _clock.now(),
+        "level": "debug" if quiet else "info",
+        "event": "request",
+        "logger": _requests.name,
+        **_context.get(),
+        **fields,
+    }
+    # Ids come from the database's driver, whose UUIDs are of a type of its own.
+    handler.write_soon(orjson.dumps(line, default=str))
+
+
+def flush_requests() -> None:
+    """Write the requests' lines that wait; for who ends the process without another word."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _StderrHandler):
+            handler.flush()
+
+
+class _Clock:
+    """The time as lines have it; the part that changes once a second is made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def now(self) -> str:
+        time_ms = time.time_ns() // 1_000_000
+        second, ms = divmod(time_ms, 1000)
+        if second != self._second:
+            self._second, self._text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._text}.{ms:03d}Z"
+
+
+_clock = _Clock()
 
 
 class _StderrHandler(logging.Handler):
-    """Writes a line at once to what is stderr now, and never raises into the code that logs."""
+    """Writes to what is stderr now, and never raises into the code that logs.
+
+    A line is written at once, with the requests' lines before it; those alone wait up to `_TOGETHER_S`.
+    """
+
+    def __init__(self, *, takes_lines: bool) -> None:
+        super().__init__()
+        self.takes_lines = takes_lines
+        self._waiting: list[bytes] = []
+
+    def write_soon(self, line: bytes) -> None:
+        """Write a line with others of this moment; at once where no event loop runs."""
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            try:
+                asyncio.get_running_loop().call_later(_TOGETHER_S, self.flush)
+            except RuntimeError:
+                self.flush()
+        elif len(self._waiting) >= _MOST_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            with suppress(OSError, ValueError, AttributeError):
+                _write(b"\n".join(waiting).decode())
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
         try:
             line = self.format(record)
         except Exception as error:  # a format string that does not fit its arguments, say
@@ -123,7 +220,7 @@ def _formatter(format: str) -> structlog.stdlib.ProcessorFormatter:
         renderer = [_harmless_on_a_terminal, console]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
-            structlog.contextvars.merge_contextvars,
+            with_context,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.add_log_level,
         ],

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from .domain.values import COMMAND_TYPE, DEFAULT_DIAGNOSTIC_TYPES
+from .domain.values import COMMAND_TYPE, DEFAULT_DIAGNOSTIC_TYPES, LONGEST_EVENTS_S, SHORTEST_EVENTS_S
 
 DIAGNOSTIC_TYPES = ",".join(sorted(DEFAULT_DIAGNOSTIC_TYPES))
 
@@ -73,6 +73,12 @@ def duration(text: str) -> int:
 def delay(text: str) -> int:
     """Seconds, 0 or more."""
     return _whole(text, 0, _MAX_SECONDS, "a whole number of seconds, 0 or more")
+
+
+def event_retention(text: str) -> int:
+    """Seconds, not less than portals may rely on."""
+    low, high = SHORTEST_EVENTS_S, LONGEST_EVENTS_S
+    return _whole(text, low, high, f"a whole number of seconds from {low} to {high}")
 
 
 def limit(text: str) -> int:

@@ -178,6 +178,12 @@ class Settings:
     audit_retention: int = _setting(
         "AIZEN_AUDIT_RETENTION", values.duration, "34560000", "Seconds that audit records are kept (400 days)."
     )
+    event_retention: int = _setting(
+        "AIZEN_EVENT_RETENTION",
+        values.event_retention,
+        "600",
+        "Seconds that events are kept for portals that come back, 600 to 86400; 1,000 a customer are kept at any age.",
+    )
     drain_timeout: int = _setting(
         "AIZEN_DRAIN_TIMEOUT", values.duration, "30", "Seconds that a stop may take, the drain delay included."
     )
@@ -217,9 +223,6 @@ class Settings:
         values.switch,
         "on",
         "`off` behind a transaction pooler (Supabase's port 6543), which cannot keep prepared statements.",
-    )
-    redis_max_connections: int = _setting(
-        "AIZEN_REDIS_MAX_CONNECTIONS", values.pool_size, "50", "Redis connections that this instance holds at most."
     )
 
     @classmethod

@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 import structlog
 
-from aizen_gateway.logs import bind_context, configure_logging, fresh_context
+from aizen_gateway.logs import bind_context, configure_logging, fresh_context, new_context
 from aizen_gateway.redaction import redact, redact_text
 
 # Made of the alphabet of real ones, and no credential of anybody.
@@ -37,7 +37,7 @@ def logging_as_before() -> Iterator[None]:
     root.handlers[:] = handlers
     logging.captureWarnings(False)
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+    new_context()
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "session_ttl": 3600,
         "command_retention": 90 * 24 * 3600,
         "audit_retention": 400 * 24 * 3600,
+        "event_retention": 600,
         "drain_timeout": 30,
         "drain_delay": 0,
         "rate_limit_device": 300,
@@ -62,7 +63,6 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "rate_limit_socket": 1200,
         "database_pool_size": 10,
         "database_statement_cache": True,
-        "redis_max_connections": 50,
     }
     assert settings.diagnostic_types == {
         "ping", "traceroute", "dns", "port_check", "http_check", "interfaces",
@@ -92,6 +92,7 @@ def test_every_variable_that_is_set_is_read() -> None:
         AIZEN_SESSION_TTL="6",
         AIZEN_COMMAND_RETENTION="61",
         AIZEN_AUDIT_RETENTION="62",
+        AIZEN_EVENT_RETENTION="601",
         AIZEN_DRAIN_TIMEOUT="7",
         AIZEN_DRAIN_DELAY="8",
         AIZEN_DIAGNOSTIC_TYPES="ping, custom.check-2",
@@ -101,7 +102,6 @@ def test_every_variable_that_is_set_is_read() -> None:
         AIZEN_RATE_LIMIT_SOCKET="11",
         AIZEN_DATABASE_POOL_SIZE="12",
         AIZEN_DATABASE_STATEMENT_CACHE="off",
-        AIZEN_REDIS_MAX_CONNECTIONS="13",
     )
     assert dataclasses.asdict(settings) == {
         "database_url": NEEDED["DATABASE_URL"],
@@ -127,6 +127,7 @@ def test_every_variable_that_is_set_is_read() -> None:
         "session_ttl": 6,
         "command_retention": 61,
         "audit_retention": 62,
+        "event_retention": 601,
         "drain_timeout": 7,
         "drain_delay": 8,
         "diagnostic_types": frozenset({"ping", "custom.check-2"}),
@@ -136,7 +137,6 @@ def test_every_variable_that_is_set_is_read() -> None:
         "rate_limit_socket": 11,
         "database_pool_size": 12,
         "database_statement_cache": False,
-        "redis_max_connections": 13,
     }
 
 
@@ -203,6 +203,8 @@ def test_all_wrong_variables_are_reported_at_once_one_line_each() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("AIZEN_EVENT_RETENTION", "599"),
+        ("AIZEN_EVENT_RETENTION", "86401"),
         ("DATABASE_URL", "mysql://u:hunter2@db/x"),
         ("DATABASE_URL", "postgresql+asyncpg://u:hunter2@db/x"),
         ("DATABASE_URL", "u:hunter2@db/x"),
@@ -278,7 +280,6 @@ def test_all_wrong_variables_are_reported_at_once_one_line_each() -> None:
         ("AIZEN_RATE_LIMIT_SOCKET", "1,200"),
         ("AIZEN_DATABASE_POOL_SIZE", "0"),
         ("AIZEN_DATABASE_STATEMENT_CACHE", "maybe"),
-        ("AIZEN_REDIS_MAX_CONNECTIONS", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable_without_its_password(variable: str, value: str) -> None:

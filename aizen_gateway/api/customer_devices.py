@@ -7,7 +7,8 @@ from http import HTTPStatus
 from aiohttp import web
 
 from ..domain.values import Principal
-from .endpoint import Call, json_response, no_content
+from .endpoint import Call
+from .responses import json_response, no_content
 
 
 async def list_devices(call: Call[Principal]) -> web.Response:

@@ -6,7 +6,8 @@ from aiohttp import web
 
 from ..domain.errors import CommandNotFound, SessionNotFound
 from ..domain.values import Principal
-from .endpoint import Call, answer_response, json_response
+from .endpoint import Call
+from .responses import answer_response, json_response
 
 
 async def open_session(call: Call[Principal]) -> web.Response:

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from ..domain.errors import CommandNotFound
 from ..domain.values import DeviceCaller
-from .endpoint import Call, json_response, no_content
+from .endpoint import Call
+from .responses import json_response, no_content
 
 
 async def register(call: Call[None]) -> web.Response:

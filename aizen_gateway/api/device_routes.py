@@ -72,6 +72,7 @@ DEVICE_ROUTES: Sequence[Route] = (
         device.claim,
         summary="Lease commands, waiting for one if asked to",
         body=d.ClaimBody(),
+        repeats=True,
         success=dv.ClaimedAnswer(),
     ),
     _device(

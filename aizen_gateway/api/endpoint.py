@@ -12,25 +12,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from marshmallow import Schema
 
 from ..domain.errors import DeviceNotFound, GatewayError, NotFound, Unauthenticated, Unavailable
 from ..domain.policy import require_write
-from ..domain.values import DEVICE_ID, Answer, IdempotencyKey, Origin
+from ..domain.values import DEVICE_ID, IdempotencyKey, Origin
 from ..logs import bind_context
-from .body import BODY_LIMIT, read_object
+from .body import BODY_LIMIT, parse_object, read_json, read_object
 from .credentials import bearer_token, customer_header, device_token, idempotency_key
-from .keys import OPTIONS, ORIGIN, SERVICES, Services
+from .keys import ORIGIN, OVERDUE, REQUESTS, SERVICES, Services
 from .schemas.fields import parse_uuid
 from .schemas.loading import load, load_query
 
 Who = TypeVar("Who")
+# Bodies of a route that repeats itself, and the octets of one.
+_MOST_KNOWN = 256
+_MOST_KNOWN_OCTETS = 128
 
 
 class Auth(Enum):
@@ -46,7 +48,7 @@ class Auth(Enum):
     """A customer user or a service: `who` is its `Principal`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call(Generic[Who]):
     """A request that has been understood. `body` and `query` are what the route's schemas loaded."""
 
@@ -109,6 +111,7 @@ class Route:
     """A row of the table from which both the router and the OpenAPI document are made.
 
     `query` None means that query parameters are ignored, `body` None that a body is. `success` is None for 204.
+    With `repeats` most bodies are the same few, hold nothing secret, and are loaded once; `raw_body` is empty then.
     `errors` are the classes of the expected failures besides those that follow from `auth` and `body`.
     `examples` are successful answers by name.
     """
@@ -123,6 +126,7 @@ class Route:
     status: HTTPStatus = HTTPStatus.OK
     body: Schema | None = None
     body_limit: int = BODY_LIMIT
+    repeats: bool = False
     query: Schema | None = None
     errors: tuple[type[GatewayError], ...] = ()
     headers: tuple[Header, ...] = ()
@@ -137,66 +141,64 @@ def endpoint(route: Route) -> Handler:
     Past it the service is cancelled: what it changes is one transaction, so all of it is done or nothing.
     """
 
-    async def understood(request: web.Request) -> web.StreamResponse:
-        who = await _enter(route.auth, request)
-        if route.auth is Auth.CUSTOMER and route.method != "GET":
-            # Told before what is wrong with the body: a viewer's write is 403 whatever is in it.
-            require_write(who)
-        query = load_query(route.query, request.query) if route.query is not None else {}
-        raw_body: dict[str, Any] = {}
-        body: dict[str, Any] = {}
-        if route.body is not None:
-            raw_body = await read_object(request, route.body_limit)
-            body = load(route.body, raw_body)
-        services = request.app[SERVICES]
-        return await route.handler(Call(request, services, request[ORIGIN], who, body, query, raw_body))
+    # What loads of this route say over and over, by their bytes.
+    known: dict[bytes, dict[str, Any]] = {}
+
+    async def read_known(request: web.Request, schema: Schema) -> dict[str, Any]:
+        raw = await read_json(request, route.body_limit)
+        if raw not in known:
+            body = load(schema, parse_object(raw) if raw else {})
+            if len(known) >= _MOST_KNOWN or len(raw) > _MOST_KNOWN_OCTETS:
+                return body
+            known[raw] = body
+        return known[raw]
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        app = request.app
+        services, deadlines = app[SERVICES], app[REQUESTS]
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        deadlines.begin(task)
         try:
-            async with asyncio.timeout(request.app[OPTIONS].request_timeout_s) as bound:
-                return await understood(request)
-        except TimeoutError:
-            if bound.expired():
-                raise Unavailable("The request took too long.") from None
-            raise
+            who: Any = None if route.auth is Auth.NONE else await _enter(route.auth, request, services)
+            if route.auth is Auth.CUSTOMER and route.method != "GET":
+                # Told before what is wrong with the body: a viewer's write is 403 whatever is in it.
+                require_write(who)
+            query = load_query(route.query, request.query) if route.query is not None else {}
+            raw_body: dict[str, Any] = {}
+            body: dict[str, Any] = {}
+            if route.body is not None and route.repeats:
+                body = await read_known(request, route.body)
+            elif route.body is not None:
+                raw_body = await read_object(request, route.body_limit)
+                body = load(route.body, raw_body)
+            return await route.handler(Call(request, services, request[ORIGIN], who, body, query, raw_body))
+        except asyncio.CancelledError as error:
+            if error.args != (OVERDUE,):
+                raise
+            task.uncancel()
+            raise Unavailable("The request took too long.") from None
+        finally:
+            deadlines.end(task)
 
     return handle
 
 
-async def _enter(auth: Auth, request: web.Request) -> Any:
+async def _enter(auth: Auth, request: web.Request, services: Services) -> Any:
     match auth:
         case Auth.NONE:
             return None
         case Auth.CUSTOMER:
             headers = request.headers
-            access = request.app[SERVICES].customer_access
+            access = services.customer_access
             principal = await access.enter(bearer_token(headers), customer_header(headers))
-            bind_context(customer_id=str(principal.customer_id))
+            bind_context(customer_id=principal.customer_id)
             return principal
         case Auth.DEVICE:
-            caller = await request.app[SERVICES].device_access.enter(device_token(request.headers))
-            bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
+            caller = await services.device_access.enter(device_token(request.headers))
+            bind_context(device_id=caller.device_id, customer_id=caller.customer_id)
             return caller
         case Auth.DEVICE_TOKEN:
             token = device_token(request.headers)
             if token is None:
                 raise Unauthenticated
             return token
-
-
-def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> web.Response:
-    """A JSON answer."""
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
-
-
-def answer_response(answer: Answer) -> web.Response:
-    """The JSON of an `Answer`, telling when an Idempotency-Key brought it back."""
-    response = json_response(answer.body, answer.status)
-    if answer.replayed:
-        response.headers["Idempotent-Replay"] = "true"
-    return response
-
-
-def no_content() -> web.Response:
-    """204."""
-    return web.Response(status=HTTPStatus.NO_CONTENT)

@@ -7,6 +7,7 @@ believed only when the one that named it is trusted.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
@@ -33,6 +34,8 @@ def client_address(peername: object, headers: MultiMapping[str], trusted: _Netwo
     `127.0.0.1` when it forwards nobody. A peer that was gone before its name could be read (`peername` is None) is
     `0.0.0.0`, and nothing it says is believed.
     """
+    if isinstance(peername, tuple) and peername and not trusted:
+        return _shown(str(peername[0]))
     peer, believed = _peer(peername, trusted)
     if not believed:
         return str(peer)
@@ -44,6 +47,12 @@ def client_address(peername: object, headers: MultiMapping[str], trusted: _Netwo
         if not _is_trusted(address, trusted):
             break
     return str(peer)
+
+
+@lru_cache(maxsize=4096)
+def _shown(host: str) -> str:
+    """A peer whose headers nobody believes."""
+    return str(_parsed(host.partition("%")[0]) or _NOBODY)
 
 
 def _peer(peername: object, trusted: _Networks) -> tuple[_Address, bool]:

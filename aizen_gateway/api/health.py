@@ -8,8 +8,9 @@ from http import HTTPStatus
 from aiohttp import web
 
 from ..domain.clock import rfc3339
-from .endpoint import Call, json_response
+from .endpoint import Call
 from .keys import OPTIONS
+from .responses import json_response
 
 
 async def alive(call: Call[None]) -> web.Response:

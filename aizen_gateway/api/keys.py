@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -21,6 +22,7 @@ from ..services.heartbeats import Heartbeats
 from ..services.portal_sockets import PortalSockets
 from ..services.sessions import Sessions
 from ..services.system import System
+from .deadlines import Deadlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,10 @@ class ApiOptions:
     socket_rate: int = 1200
 
 
+# What a task is told that is cancelled since its request took too long.
+OVERDUE = "overdue"
+
+REQUESTS = web.AppKey("REQUESTS", Deadlines[asyncio.Task[None]])
 SERVICES = web.AppKey("SERVICES", Services)
 OPTIONS = web.AppKey("OPTIONS", ApiOptions)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)

@@ -1,26 +1,30 @@
-"""What happens around every handler: its request id, its time limit, its failures as answers, and one log line."""
+"""What happens around every handler: its request id, its failures as answers, and one log line."""
 
 from __future__ import annotations
 
+import random
 import time
-from uuid import uuid4
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from ..domain.errors import GatewayError, Unavailable
 from ..domain.values import REQUEST_ID as REQUEST_ID_PATTERN
 from ..domain.values import Origin
-from ..logs import fresh_context
+from ..logs import log_request, new_context
+from ..metrics import METHODS, Metrics
+from ..redaction import redact_text
 from .body import ClientGone
 from .errors import ERROR_CODE, from_gateway_error, from_http_exception, from_unexpected
 from .forwarded import client_address
-from .keys import OPTIONS, ORIGIN, REQUEST_ID
-from .metrics import METRICS
+from .keys import ORIGIN, REQUEST_ID, ApiOptions
+from .responses import FIXED_HEADERS, JsonResponse
 from .text import printable
 
 UNMATCHED = "unmatched"
+# Asked every few seconds by whoever watches: a good answer is no news.
+PROBES = frozenset({"/healthz", "/readyz"})
 _USER_AGENT_CHARACTERS = 512
 # What proxies log for a client that did not wait; nobody receives it.
 _CLIENT_CLOSED = 499
@@ -30,8 +34,18 @@ _log = structlog.get_logger(__name__)
 
 def request_id_of(request: web.BaseRequest) -> str:
     """The client's `X-Request-ID` when it has the contract's form, else a new UUID."""
-    given = request.headers.get("X-Request-ID", "")
-    return given if REQUEST_ID_PATTERN.match(given) else str(uuid4())
+    return _given_id(request) or _new_id()
+
+
+def _given_id(request: web.BaseRequest) -> str | None:
+    given = request.headers.get("X-Request-ID")
+    return given if given is not None and REQUEST_ID_PATTERN.match(given) else None
+
+
+def _new_id() -> str:
+    """A UUID v4, from numbers that need not be secret: the system's own cost far more."""
+    text = random.randbytes(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
 
 
 def route_template(request: web.Request) -> str:
@@ -40,38 +54,56 @@ def route_template(request: web.Request) -> str:
     return UNMATCHED if resource is None else resource.canonical
 
 
-@web.middleware
-async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id and origin; count it and log it once when it has been answered."""
-    started = time.perf_counter()
-    request_id = request_id_of(request)
-    headers = request.headers
-    transport = request.transport
-    peername = None if transport is None else transport.get_extra_info("peername")
-    ip = client_address(peername, headers, request.app[OPTIONS].trusted_proxies)
-    request[REQUEST_ID] = request_id
-    agent = headers.get("User-Agent")
-    request[ORIGIN] = Origin(request_id, ip, None if agent is None else printable(agent, _USER_AGENT_CHARACTERS))
-    with fresh_context(request_id=request_id):
-        response = await handler(request)
+def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
+    """The outermost middleware: gives a request its id and origin, answers its failures, counts it, and logs it once.
+
+    Each request has a task of its own, and so has its log context.
+    """
+    trusted = options.trusted_proxies
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        headers = request.headers
+        given = _given_id(request)
+        request_id = given or _new_id()
+        transport = request.transport
+        peername = None if transport is None else transport.get_extra_info("peername")
+        ip = client_address(peername, headers, trusted)
+        agent = headers.get("User-Agent")
+        request[REQUEST_ID] = request_id
+        request[ORIGIN] = Origin(request_id, ip, None if agent is None else printable(agent, _USER_AGENT_CHARACTERS))
+        new_context(request_id=request_id if given is None else redact_text(given))
+        response = await _answer(request, handler)
         seconds = time.perf_counter() - started
-        template = route_template(request)
-        _count(request, template, response, seconds)
-        _log.info(
-            "request",
-            method=printable(request.method, 32),
-            route=template,
-            status=response.status,
-            duration_ms=round(seconds * 1000, 3),
-            bytes=_length(response),
-            ip=ip,
-            **({"error_code": code} if (code := response.get(ERROR_CODE)) else {}),
-        )
-    return response
+        template, status = route_template(request), response.status
+        # A socket's life is no answer's time; sockets have numbers of their own.
+        quick = response if type(response) is JsonResponse else None
+        if quick is not None or not isinstance(response, web.WebSocketResponse):
+            metrics.requests.count(request.method, template, status, seconds)
+        said = {
+            "method": request.method if request.method in METHODS else redact_text(printable(request.method, 32)),
+            "route": template,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+            "bytes": quick.length if quick is not None else _length(response),
+            "ip": ip,
+        }
+        if quick is None and (code := response.get(ERROR_CODE)) is not None:
+            said["error_code"] = code
+        log_request(quiet=status == 200 and template in PROBES, **said)
+        return response
+
+    return observe
 
 
 @web.middleware
 async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """For what must see answers rather than failures: as the outermost middleware answers them."""
+    return await _answer(request, handler)
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever the handler raises into the contract's error answer."""
     try:
         return await handler(request)
@@ -96,15 +128,8 @@ def put_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Put on `response` what every answer carries."""
     headers = response.headers
     headers["X-Request-ID"] = request.get(REQUEST_ID) or request_id_of(request)
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers.setdefault("Cache-Control", "no-store")
-    headers["Server"] = "aizen-gateway"
-
-
-def _count(request: web.Request, template: str, response: web.StreamResponse, seconds: float) -> None:
-    # A socket's life is no answer's time; sockets have numbers of their own.
-    if not isinstance(response, web.WebSocketResponse):
-        request.app[METRICS].observe_request(request.method, template, response.status, seconds)
+    for name, text in FIXED_HEADERS.items():
+        headers.setdefault(name, text)
 
 
 def _length(response: web.StreamResponse) -> int:

@@ -21,6 +21,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .deadlines import Deadlines
 from .errors import error_response, from_http_exception
 from .keys import REQUEST_ID
 from .middlewares import put_headers, request_id_of
@@ -105,6 +106,13 @@ class GatewayRunner(web.AppRunner):
         """
         await cast("_Server", self.server).drain()
 
+    @property
+    def under_way(self) -> int:
+        """How many requests have been read and not yet answered, sockets aside."""
+        if self.server is None:
+            return 0
+        return sum(cast("_Protocol", connection).is_answering for connection in self.server.connections)
+
     def abort(self) -> int:
         """Break off the connections that are left, and return how many there were."""
         left = cast("_Server", self.server).connections
@@ -138,6 +146,7 @@ class _Server(web.Server):
     ) -> None:
         super().__init__(handler, **options)
         self.limits = limits
+        self.exchanges = Deadlines[_Protocol](limits.exchange, _Protocol.exchange_overdue)
         self.draining = False
         self._empty = asyncio.Event()
 
@@ -173,12 +182,13 @@ class _Server(web.Server):
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ("_active_at", "_head_timer", "_server")
+    __slots__ = ("_active_at", "_exchanging", "_head_timer", "_server")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
         self._head_timer: asyncio.TimerHandle | None = None
+        self._exchanging = False
         # When something last came on it, or was answered.
         self._active_at = self._loop.time()
 
@@ -187,16 +197,26 @@ class _Protocol(RequestHandler):
         """Whether no request is under way: none has come yet, or all that came have been answered."""
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is under way that is no socket."""
+        return not self._waits and self._payload_parser is None
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._active_at = self._loop.time()
         if not self._waits:
-            self._stop_head_timer()
+            if self._head_timer is not None:
+                self._stop_head_timer()
+            if not self._exchanging:
+                self._exchanging = True
+                self._server.exchanges.begin(self)
         elif self._head_timer is None and data.strip():
             self._head_timer = self._loop.call_later(self._server.limits.head, self._head_overdue)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        self._server.exchanges.end(self)
         super().connection_lost(exc)
 
     def _stop_head_timer(self) -> None:
@@ -210,22 +230,8 @@ class _Protocol(RequestHandler):
             _log.info("slow_headers", seconds=self._server.limits.head)
             self.force_close()
 
-    async def _handle_request(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
-        timer = self._loop.call_later(self._server.limits.exchange, self._exchange_overdue)
-        try:
-            return await super()._handle_request(request, start_time, request_handler)
-        finally:
-            timer.cancel()
-            self._active_at = self._loop.time()
-            if self._server.draining:
-                self._close = True
-
-    def _exchange_overdue(self) -> None:
+    def exchange_overdue(self) -> None:
+        """Break off a client that takes too long to send its request, or to take the answer."""
         # An open socket lives as long as it likes.
         if self._payload_parser is None and self.transport is not None:
             _log.info("slow_client", seconds=self._server.limits.exchange)
@@ -270,4 +276,17 @@ class _Protocol(RequestHandler):
             resp = from_http_exception(request, resp)
         if self._server.draining:
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._exchange_ended()
+
+    def _exchange_ended(self) -> None:
+        exchanges = self._server.exchanges
+        exchanges.end(self)
+        self._exchanging = bool(self._messages)
+        if self._exchanging:
+            exchanges.begin(self)
+        self._active_at = self._loop.time()
+        if self._server.draining:
+            self._close = True

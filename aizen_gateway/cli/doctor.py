@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import sys
 import time
@@ -18,8 +19,10 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from ..services.supabase import issuer_of
 from ..settings import Settings, SettingsError
+from ..storage.cluster import ClusterClient
 from ..storage.migrate import applied
 from ..storage.redis_store import RedisOptions, RedisStore
+from ..tracing import TracingError, asked_for
 from .output import as_json
 
 # Seconds for each check; milliseconds that clocks may be apart; descriptors that a busy instance wants.
@@ -35,6 +38,9 @@ class Verdict(StrEnum):
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
+
+
+_SEVERITY = tuple(Verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,19 @@ async def examine() -> list[Finding]:
             failed("settings", f"{variable}: {problem}", "Set it in the environment; README.md lists the settings.")
             for variable, problem in error.problems.items()
         ]
-    findings = [ok("settings", "all are valid")]
+    findings = [_traces()]
     for check in (_database, _redis, _keys):
         findings += await _bounded(check, settings)
     return [*findings, _files()]
+
+
+def _traces() -> Finding:
+    """What is read from elsewhere than the settings has its place with them."""
+    try:
+        asked_for(os.environ)
+    except TracingError as error:
+        return failed("settings", str(error), "See the chapter on traces in docs/operations.md.")
+    return ok("settings", "all are valid")
 
 
 async def _bounded(check: Callable[[Settings], Awaitable[list[Finding]]], settings: Settings) -> list[Finding]:
@@ -125,34 +140,55 @@ async def _database(settings: Settings) -> list[Finding]:
 async def _redis(settings: Settings) -> list[Finding]:
     store = RedisStore.connect(RedisOptions(settings.redis_url, timeout=_WITHIN_S))
     try:
-        info: dict[str, Any] = await store.info()
+        servers = [_redis_server(info, where) for where, info in await _infos(store)]
         now = await store.time_ms()
     finally:
         await store.close()
+    # Of the nodes of a cluster the one that is worst off.
+    worst = [
+        max(findings, key=lambda finding: _SEVERITY.index(finding.verdict)) for findings in zip(*servers, strict=True)
+    ]
+    return [*worst, _clock("clock of redis", now)]
+
+
+async def _infos(store: RedisStore) -> list[tuple[str, dict[str, Any]]]:
+    """What each server says of itself, and where it is when there are several."""
+    client = store.client
+    if not isinstance(client, ClusterClient):
+        return [("", await store.info())]
+    nodes = [(host, port, client.node((host, port))) for host, port in await client.addresses()]
+    return [(f" at {host}:{port}", dict(await node.execute_command("INFO"))) for host, port, node in nodes]
+
+
+def _redis_server(info: dict[str, Any], where: str) -> list[Finding]:
     name, version = _redis_version(info)
     oldest = "Redis 6.2 or Valkey 7.2"
     findings = [
-        ok("redis", f"{name} {version}")
+        ok("redis", f"{name} {version}{where}")
         if tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST_REDIS
-        else failed("redis", f"{name} {version}", f"The gateway needs {oldest} or newer.")
+        else failed("redis", f"{name} {version}{where}", f"The gateway needs {oldest} or newer.")
     ]
     policy = str(info.get("maxmemory_policy", "noeviction"))
     findings.append(
-        ok("redis eviction", policy)
+        ok("redis eviction", f"{policy}{where}")
         if policy == "noeviction"
-        else failed("redis eviction", policy, "Set maxmemory-policy noeviction: sessions and queues must not vanish.")
+        else failed(
+            "redis eviction",
+            f"{policy}{where}",
+            "Set maxmemory-policy noeviction: sessions and queues must not vanish.",
+        )
     )
     durable = int(info.get("aof_enabled", 0)) == 1
     findings.append(
-        ok("redis persistence", "append-only file")
+        ok("redis persistence", f"append-only file{where}")
         if durable
         else warning(
             "redis persistence",
-            "no append-only file",
+            f"no append-only file{where}",
             "No command can be lost, but after a restart every device signs in again: consider appendonly yes.",
         )
     )
-    return [*findings, _clock("clock of redis", now)]
+    return findings
 
 
 def _redis_version(info: dict[str, Any]) -> tuple[str, str]:

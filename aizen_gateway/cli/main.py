@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +13,13 @@ from .. import __version__
 from ..logs import configure_logging
 from ..settings import Settings, SettingsError
 from ..storage.migrate import migrate as apply_schema
+from ..tracing import Tracing, TracingError
 from .audit import audit
 from .dev import agent, dev
 from .doctor import doctor
 from .operator import customer, device, member, token
 from .output import as_json, run, variable
+from .serve import leave
 from .serve import serve as serve_until_stopped
 
 
@@ -31,12 +34,15 @@ def serve() -> None:
     """Run one instance until SIGTERM or SIGINT."""
     try:
         settings = Settings.from_env()
-    except SettingsError as error:
+        tracing = Tracing.from_env(
+            os.environ, version=__version__, instance_id=settings.instance_id, environment=settings.environment
+        )
+    except (SettingsError, TracingError) as error:
         for line in str(error).splitlines():
             click.echo(f"aizen-gateway: {line}", err=True)
         sys.exit(2)
     configure_logging(settings.log_level, settings.log_format)
-    sys.exit(serve_until_stopped(settings))
+    leave(serve_until_stopped(settings, tracing))
 
 
 @main.command()

@@ -97,9 +97,10 @@ class _Demo:
                 folder.forget()
             environment = environment.completed(folder)
             self._teller.title(f"Aizen gateway {__version__}", f"all of it on this machine, data in {folder.path}")
+            # A gateway that stops waits for a second for whoever keeps a connection to it.
             async with (
-                aiohttp.ClientSession() as http,
                 Processes(folder, environment) as processes,
+                aiohttp.ClientSession() as http,
                 AsyncExitStack() as portal,
             ):
                 try:

@@ -42,7 +42,7 @@ async def prepare_database(url: str, identities: Identities) -> list[str]:
 
 async def check_redis(url: str) -> None:
     """Make sure that Redis can be used. Raises `DemoFailed`."""
-    store = RedisStore.connect(RedisOptions(url, max_connections=1))
+    store = RedisStore.connect(RedisOptions(url))
     try:
         await store.call("PING")
     except Unavailable as error:

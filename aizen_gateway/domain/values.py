@@ -39,6 +39,9 @@ ACTIVATION_TTL_S = 24 * 3600
 ACTIVATION_TRIES = 5
 ACTIVATION_GRACE_S = 600
 IDEMPOTENCY_TTL_S = 24 * 3600
+# Seconds that events may be told to be kept: what portals rely on (section 6), and what Redis has room for.
+SHORTEST_EVENTS_S = 600
+LONGEST_EVENTS_S = 24 * 3600
 
 
 class DeviceStatus(StrEnum):

@@ -157,7 +157,7 @@ class Bus:
                 if time.monotonic() - started > _RETRY_MOST:
                     pause = _RETRY_FIRST
                 # A connection that ends at a bad moment makes the client library raise errors of every kind.
-                foreseen = isinstance(error, RedisError | OSError | Unavailable)
+                foreseen = isinstance(error, RedisError | OSError | RuntimeError | Unavailable)
                 _log.warning(
                     "subscriber lost",
                     error=type(error).__name__,

@@ -10,7 +10,7 @@ from uuid import UUID
 from ..domain import secrets
 from ..domain.clock import from_ms, to_ms
 from ..domain.errors import Unavailable
-from ..domain.lifecycle import HELD, after_ms
+from ..domain.lifecycle import HELD
 from ..domain.records import Command
 from ..domain.values import DeviceCaller, Origin
 from ..logs import bind_context
@@ -20,6 +20,7 @@ from ..storage.postgres import Change, Database
 from ..storage.queue import Leased, Queue
 from ..storage.rows import command_of
 from .dispatch import Dispatcher
+from .group_claims import GroupClaims, Wanted
 from .heartbeats import Heartbeats
 
 _SQL = queries.load("commands")
@@ -38,6 +39,7 @@ class Claiming:
         self._dispatcher = dispatcher
         self._heartbeats = heartbeats
         self._metrics = metrics
+        self._claims = GroupClaims(database)
 
     def begin(
         self, token: str | None, limit: int, visibility_ms: int, origin: Origin, *, pushed: bool = False
@@ -50,7 +52,7 @@ class Claiming:
     ) -> Leased:
         """Check the session and lease in the index; note that the device was in touch, unless `pushed`."""
         leased = await self._queue.lease(token, limit, visibility_ms, counted=counted, pushed=pushed)
-        bind_context(device_id=leased.caller.device_id, customer_id=str(leased.caller.customer_id))
+        bind_context(device_id=leased.caller.device_id, customer_id=leased.caller.customer_id)
         if not pushed:
             self._heartbeats.seen(leased.caller)
         return leased
@@ -62,20 +64,7 @@ class Claiming:
         seed = secrets.new_claim_token()
         tokens = [f"{seed}.{number}" for number in range(len(leased.ids))]
         try:
-            # Not one statement that commits itself: a server that hangs would do it later, for nobody.
-            async with self._database.unit() as connection:
-                rows = await connection.fetch(
-                    _SQL["confirm_claims"],
-                    list(leased.ids),
-                    tokens,
-                    caller.uid,
-                    now,
-                    after_ms(now, visibility_ms),
-                    caller.device_id,
-                    origin.request_id,
-                    origin.ip,
-                    origin.user_agent,
-                )
+            rows = await self._claims.confirm(Wanted(caller, leased.ids, tokens, visibility_ms, origin))
         except Unavailable:
             with suppress(Unavailable):
                 await self._queue.give_back(caller.device_id, leased.ids)
@@ -116,6 +105,10 @@ class Claiming:
                 await self._queue.settle(caller.device_id, command.id)
         for gone in ids - {row["id"] for row in rows}:
             await self._queue.settle(caller.device_id, gone)
+
+    async def close(self) -> None:
+        """Let what runs end."""
+        await self._claims.close()
 
 
 class Claim:

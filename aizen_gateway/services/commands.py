@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from ..domain import views
@@ -15,8 +13,6 @@ from ..domain.lifecycle import after_ms, claimable_until, is_final, lapse, lapse
 from ..domain.policy import require_write
 from ..domain.records import Command, Session
 from ..domain.values import (
-    DEFAULT_DELIVERIES_DIAGNOSTIC,
-    DEFAULT_DELIVERIES_REMEDIATION,
     GATEWAY,
     MAX_OPEN_COMMANDS,
     Answer,
@@ -31,26 +27,12 @@ from ..storage import queries
 from ..storage.postgres import Database, Transaction
 from ..storage.rows import command_of
 from .dispatch import Dispatcher
+from .group_orders import GroupOrders, Order, Placing
 from .idempotency import once
 from .sessions import lock_session, require_open
 from .transitions import cancel_command, save_command
 
 _SQL = queries.load("commands")
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What is to be put on the queue; `expires_at` None is the session's end."""
-
-    type: str
-    parameters: dict[str, Any]
-    digest: str
-    priority: int
-    timeout_ms: int
-    expires_at: datetime | None
-    max_deliveries: int | None
-    reason: str | None
-    retry_of: UUID | None = None
 
 
 class Commands:
@@ -60,6 +42,11 @@ class Commands:
         self._database = database
         self._dispatcher = dispatcher
         self._diagnostic_types = diagnostic_types
+        self._orders = GroupOrders(database)
+
+    async def close(self) -> None:
+        """Let what runs end."""
+        await self._orders.close()
 
     async def submit(
         self,
@@ -84,7 +71,13 @@ class Commands:
         now = from_ms(principal.now_ms)
         expires_at = after_ms(now, expires_in_ms) if expires_in_ms is not None else None
         digest = _digest(type, parameters)
-        order = _Order(type, parameters, digest, priority, timeout_ms, expires_at, max_deliveries, reason)
+        kind = CommandKind.DIAGNOSTIC if type in self._diagnostic_types else CommandKind.REMEDIATION
+        order = Order(type, kind, parameters, digest, priority, timeout_ms, expires_at, max_deliveries, reason)
+        if idempotency is None:
+            change = await self._orders.place(Placing(principal, session_id, order, now, origin))
+            if change is not None:
+                await self._dispatcher.dispatch([change])
+                return Answer(201, {"command": views.command_view(cast("Command", change.record))})
         async with self._database.transaction(now, origin) as transaction:
 
             async def work() -> Answer:
@@ -96,14 +89,12 @@ class Commands:
         await self._dispatcher.dispatch(transaction.changes)
         return answer
 
-    async def _place(self, transaction: Transaction, principal: Principal, session: Session, order: _Order) -> Answer:
+    async def _place(self, transaction: Transaction, principal: Principal, session: Session, order: Order) -> Answer:
         """Insert a command into a locked, open session."""
         if (await transaction.fetchrow(_SQL["count_open_commands"], session.device_uid))["count"] >= MAX_OPEN_COMMANDS:
             raise QueueFull(details={"limit": MAX_OPEN_COMMANDS})
-        kind = CommandKind.DIAGNOSTIC if order.type in self._diagnostic_types else CommandKind.REMEDIATION
-        waits = kind is CommandKind.REMEDIATION or session.status is SessionStatus.PENDING_APPROVAL
+        waits = order.kind is CommandKind.REMEDIATION or session.status is SessionStatus.PENDING_APPROVAL
         status = CommandStatus.PENDING_APPROVAL if waits else CommandStatus.QUEUED
-        default = DEFAULT_DELIVERIES_DIAGNOSTIC if kind is CommandKind.DIAGNOSTIC else DEFAULT_DELIVERIES_REMEDIATION
         # An expiry past the session's end would never be reached: what is not claimed by then has expired.
         expires_at = claimable_until(order.expires_at or session.expires_at, session.expires_at)
         row = await transaction.fetchrow(
@@ -114,12 +105,12 @@ class Commands:
             session.device_id,
             session.id,
             order.type,
-            kind.value,
+            order.kind.value,
             order.parameters,
             order.digest,
             order.priority,
             status.value,
-            order.max_deliveries or default,
+            order.deliveries,
             order.timeout_ms,
             principal.actor.id,
             principal.actor.type.value,
@@ -137,7 +128,7 @@ class Commands:
             details["retryOf"] = str(order.retry_of)
         transaction.audit("command.submitted", principal.actor, command, details)
         # In a session that waits, a diagnostic needs nothing but the session's own approval.
-        asks = waits and kind is CommandKind.REMEDIATION
+        asks = waits and order.kind is CommandKind.REMEDIATION
         transaction.announce(command, "proposed" if asks else "submitted")
         return Answer(201, {"command": views.command_view(command)})
 
@@ -191,8 +182,9 @@ class Commands:
                 transaction,
                 principal,
                 session,
-                _Order(
+                Order(
                     source.type,
+                    CommandKind.DIAGNOSTIC if source.type in self._diagnostic_types else CommandKind.REMEDIATION,
                     source.parameters,
                     source.digest,
                     source.priority,

@@ -27,6 +27,7 @@ from ..storage.queue import Queue
 from ..storage.rows import command_of
 from .claiming import Claim, Claiming
 from .dispatch import Dispatcher
+from .group_results import GroupResults, Reported, Taken, audit_details
 from .transitions import save_command
 
 _SQL = queries.load("commands")
@@ -56,7 +57,12 @@ class Delivery:
         self._bus = bus
         self._claiming = claiming
         self._metrics = metrics
+        self._results = GroupResults(database)
         self._draining = False
+
+    async def close(self) -> None:
+        """Let what runs end."""
+        await self._results.close()
 
     def drain(self) -> None:
         """Have the long polls that wait answer now, and let no new one wait."""
@@ -160,27 +166,35 @@ class Delivery:
 
         Raises as `extend` does, but never `ClaimExpired`: a late result of the latest claim counts.
         """
-        now = from_ms(caller.now_ms)
         report = Report(status, output, error, result, executed_at, duration)
-        async with self._database.transaction(now, origin) as transaction:
-            command = await _lock(transaction, caller, command_id)
-            verdict = take_result(command, claim_token, report, now)
-            if verdict.after is not None:
-                details = {"status": status.value, "late": verdict.late, "duration": duration}
-                event = f"command.{verdict.after.status.value}"
-                command = await save_command(transaction, verdict.after, event, caller.actor, details)
-        if verdict.after is not None:
-            self._metrics.result_seconds.observe((now - command.created_at).total_seconds())
-        following = await self._dispatcher.dispatch(transaction.changes)
+        reported = Reported(caller, command_id, claim_token, report, origin)
+        taken = await self._results.take(reported) or await self._take_alone(reported)
+        after = taken.verdict.after
+        following: dict[UUID, UUID | None] = {}
+        if taken.change is not None:
+            self._metrics.result_seconds.observe((reported.now - taken.before.created_at).total_seconds())
+            following = await self._dispatcher.dispatch([taken.change])
         answer: dict[str, Any] = {
             "success": True,
-            "status": command.status.value,
-            "duplicate": verdict.after is None,
-            "late": verdict.late,
+            "status": (after or taken.before).status.value,
+            "duplicate": after is None,
+            "late": taken.verdict.late,
         }
         if following.get(command_id) is not None:
             answer["nextCommand"] = {"id": str(following[command_id])}
         return answer
+
+    async def _take_alone(self, reported: Reported) -> Taken:
+        """Take a result that somebody else's work on the same command kept from being taken with others."""
+        caller = reported.caller
+        async with self._database.transaction(reported.now, reported.origin) as transaction:
+            command = await _lock(transaction, caller, reported.command_id)
+            verdict = take_result(command, reported.claim_token, reported.report, reported.now)
+            if verdict.after is not None:
+                event = f"command.{verdict.after.status.value}"
+                details = audit_details(reported.report, verdict)
+                await save_command(transaction, verdict.after, event, caller.actor, details)
+        return Taken(command, verdict, transaction.changes[0] if transaction.changes else None)
 
     async def release(
         self, caller: DeviceCaller, command_id: UUID, *, claim_token: str, origin: Origin

@@ -59,12 +59,14 @@ class Dispatcher:
         """
         following: dict[UUID, UUID | None] = {}
         for change in changes:
+            # Before the first of them can fail: the relay does not count.
             if isinstance(change.record, Command) and is_final(change.record.status):
                 self._metrics.ended.labels(change.record.status.value).inc()
+        for place, change in enumerate(changes):
             try:
                 await self._apply(change, following)
             except Unavailable:
-                self._metrics.left_to_relay.inc()
+                self._metrics.left_to_relay.inc(len(changes) - place)
                 _log.warning("left to the relay", subject=change.subject, change=change.change)
                 return following
             if len(self._done) < _MOST_DONE:

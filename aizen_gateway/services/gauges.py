@@ -1,4 +1,4 @@
-"""Numbers that nobody counts as they happen: the depth of the queue, the outbox, the pool, the event loop's lag."""
+"""Numbers that nobody counts as they happen: the depth of the queue, the outbox, the pools, the event loop's lag."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..metrics import Metrics
 from ..realtime.bus import Bus
 from ..storage import queries
 from ..storage.postgres import Database
+from ..storage.redis_store import RedisStore
 
 _COMMANDS = queries.load("commands")
 _OUTBOX = queries.load("outbox")
@@ -25,9 +26,10 @@ _log = structlog.get_logger(__name__)
 class Gauges:
     """Reads them now and then."""
 
-    def __init__(self, metrics: Metrics, database: Database, bus: Bus) -> None:
+    def __init__(self, metrics: Metrics, database: Database, store: RedisStore, bus: Bus) -> None:
         self._metrics = metrics
         self._database = database
+        self._store = store
         self._bus = bus
 
     async def count(self) -> None:
@@ -47,6 +49,7 @@ class Gauges:
         metrics.channels.set(self._bus.channels)
         for state, number in self._database.connections().items():
             metrics.database_connections.labels(state).set(number)
+        metrics.redis_calls.set(self._store.calls)
 
     async def run(self) -> None:
         """Read for ever; owned by the application."""

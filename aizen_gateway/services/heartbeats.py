@@ -50,7 +50,7 @@ class Heartbeats:
         self._attendance = attendance
         self.interval_ms = interval_s * 1000
         self._behind: dict[UUID, _Written] = {}
-        self._seen: dict[UUID, datetime] = {}
+        self._seen: dict[UUID, int] = {}
 
     async def beat(
         self,
@@ -76,7 +76,7 @@ class Heartbeats:
         }
         beat = await self._presence.beat(token, shown.value, heartbeat, over_socket=over_socket)
         caller = beat.caller
-        bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
+        bind_context(device_id=caller.device_id, customer_id=caller.customer_id)
         now = from_ms(caller.now_ms)
         if caller.uid in self._behind or len(self._behind) < _MOST_BEHIND:
             self._behind[caller.uid] = _Written(now, metrics, diagnostics)
@@ -93,7 +93,7 @@ class Heartbeats:
     def seen(self, caller: DeviceCaller) -> None:
         """Note that a device was in touch, to be written behind."""
         if caller.uid in self._seen or len(self._seen) < _MOST_BEHIND:
-            self._seen[caller.uid] = from_ms(caller.now_ms)
+            self._seen[caller.uid] = caller.now_ms
 
     async def flush(self) -> None:
         """Write what is behind, in batches. Raises `Unavailable`; what was not written is kept."""
@@ -111,9 +111,9 @@ class Heartbeats:
                     del self._behind[uid]
         while self._seen:
             seen = dict(list(self._seen.items())[:_BATCH])
-            await self._database.execute(_SQL["save_seen"], list(seen), list(seen.values()))
+            await self._database.execute(_SQL["save_seen"], list(seen), [*map(from_ms, seen.values())])
             for uid, at in seen.items():
-                if self._seen.get(uid) is at:
+                if self._seen.get(uid) == at:
                     del self._seen[uid]
 
     async def run(self) -> None:

@@ -1,9 +1,9 @@
 """A Redis Cluster as if it were one Redis: each command goes to the node that holds its keys, and follows them.
 
-A node is a plain client like that of a single Redis, so that pools, time-outs and the rule that nothing is repeated are
-the same. The library's own cluster client is not used for what it did when tried (redis-py 8.1, asyncio): calls beyond
-its connections fail instead of waiting, each failed call costs a new map and 15 ms of the event loop, which one lost
-node turns into a standstill, and some calls fail while a slot moves, since `ASKING` goes out on another connection.
+A node is a link like that of a single Redis, so that time-outs and the rule that nothing is repeated are the same. The
+library's own cluster client is not used for what it did when tried (redis-py 8.1, asyncio): calls beyond its
+connections fail instead of waiting, each failed call costs a new map and 15 ms of the event loop, which one lost node
+turns into a standstill, and some calls fail while a slot moves, since `ASKING` goes out on another connection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,8 +20,9 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .link import Command, Link
+
 Address = tuple[str, int]
-Node = Any  # Redis, which leaves `execute_command` without types
 
 # More than a slot that moves needs: one that goes on redirecting is answered as a cluster that is down.
 _REDIRECTS = 6
@@ -35,10 +36,10 @@ _MAP_AGE_S = 30.0
 class ClusterClient:
     """The nodes of one cluster, found from `seeds`; `connect` makes the client of a node."""
 
-    def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Node]) -> None:
+    def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Link]) -> None:
         self._seeds = tuple(seeds)
         self._connect = connect
-        self._nodes: dict[Address, Node] = {}
+        self._nodes: dict[Address, Link] = {}
         self._owners: list[Address | None] = []
         self._doubtful = False
         self._learned_at = float("-inf")
@@ -46,6 +47,10 @@ class ClusterClient:
         self._failure: Exception | None = None
         # Rises whenever slots have moved.
         self.generation = 0
+
+    def run_script(self, command: Command) -> Awaitable[Any]:
+        """As that of a link."""
+        return self.execute_command(*command)
 
     async def execute_command(self, *command: str | int) -> Any:
         """Run a command at the node of its keys; one without keys at the node of slot 0, the same for all callers.
@@ -69,20 +74,14 @@ class ClusterClient:
                 raise
         raise ClusterDownError(f"Slot {slot} is nowhere to be found.")
 
-    async def _run(self, address: Address, command: Sequence[str | int]) -> Any:
+    async def _run(self, address: Address, command: Command) -> Any:
         return await self.node(address).execute_command(*command)
 
-    async def _ask(self, address: Address, command: Sequence[str | int]) -> Any:
+    async def _ask(self, address: Address, command: Command) -> Any:
         """Run a command at the node to which its slot is on its way; the permission holds for one connection."""
-        async with self.node(address).pipeline(transaction=False) as pipe:
-            pipe.execute_command("ASKING")
-            pipe.execute_command(*command)
-            _, answer = await pipe.execute(raise_on_error=False)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return await self.node(address).execute_after(("ASKING",), command)
 
-    def node(self, address: Address) -> Node:
+    def node(self, address: Address) -> Link:
         """The client of one node."""
         if address not in self._nodes:
             self._nodes[address] = self._connect(address)
@@ -109,6 +108,11 @@ class ClusterClient:
             if not left:
                 return tags
         raise AssertionError
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way at all nodes."""
+        return sum(node.calls for node in self._nodes.values())
 
     async def aclose(self) -> None:
         """Close all connections."""

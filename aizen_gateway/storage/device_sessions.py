@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from .redis_store import RedisStore
 
 # More than any one device needs; a device that signs in over and over pushes out its oldest sessions.
 MOST_SESSIONS = 16
+_MOST_TICKETS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,18 @@ class DeviceSessions:
     def __init__(self, store: RedisStore, rules: SessionRules) -> None:
         self._store = store
         self._rules = rules
+        # Devices show the same token over and over; what it says does not change, only whether it still counts.
+        self._tickets = lru_cache(maxsize=_MOST_TICKETS)(self._read)
 
     def ticket(self, token: str | None) -> Ticket:
         """Read a token without asking anybody. Raises `Unauthenticated` when it cannot be one of ours."""
-        device_id = secrets.device_of_token(token) if token else None
-        if token is None or device_id is None:
+        if token is None:
+            raise Unauthenticated
+        return self._tickets(token)
+
+    def _read(self, token: str) -> Ticket:
+        device_id = secrets.device_of_token(token)
+        if device_id is None:
             raise Unauthenticated
         token_hash = secrets.hash_hex(token)
         rules = self._rules
@@ -129,4 +138,8 @@ def caller_of(ticket: Ticket, answer: Sequence[Any]) -> DeviceCaller:
         raise Unauthenticated
     if code == 2:
         raise RateLimited(retry_after=-(-int(wait) // 1000))
-    return DeviceCaller(ticket.device_id, UUID(uid), UUID(customer), ticket.token_hash, int(now))
+    return DeviceCaller(ticket.device_id, _uuid(uid), _uuid(customer), ticket.token_hash, int(now))
+
+
+# The same few over and over.
+_uuid = lru_cache(maxsize=16_384)(UUID)

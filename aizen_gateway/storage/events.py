@@ -14,13 +14,13 @@ from uuid import UUID
 
 import orjson
 
+from ..domain.values import LONGEST_EVENTS_S
 from . import keys
 from .redis_store import RedisStore
 
-# Events are kept for 10 minutes and 1,000 events, whichever is more (section 6), but never more than this: a fleet that
+# Events are kept for their time and 1,000 events, whichever is more (section 6), but never more than this: a fleet that
 # comes back after an outage tells thousands within seconds. A large event leaves room for no more than it must.
 _KEPT_EVENTS = 1_000
-_KEPT_MS = 600_000
 _MOST_EVENTS = 10_000
 _LARGE_OCTETS = 16 * 1024
 _STREAM_TTL_MS = 3_600_000
@@ -100,8 +100,11 @@ class Page:
 class EventStream:
     """Where events are appended; sockets read them from here."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: RedisStore, kept_s: int = LONGEST_EVENTS_S) -> None:
+        """`kept_s` is how long events are kept. Whoever publishes with a longer time drops nothing of the others'."""
         self._store = store
+        self._kept_ms = kept_s * 1000
+        self._stream_ttl_ms = max(_STREAM_TTL_MS, self._kept_ms)
 
     async def publish(
         self, customer_id: UUID, subject: str, version: int, rooms: Sequence[str], event: dict[str, Any]
@@ -122,11 +125,11 @@ class EventStream:
                 text,
                 subject,
                 _MOST_SUBJECTS,
-                _STREAM_TTL_MS,
+                self._stream_ttl_ms,
                 _TAIL_TTL_MS,
                 _KEPT_EVENTS,
                 _MOST_EVENTS if len(text) <= _LARGE_OCTETS else _KEPT_EVENTS,
-                _KEPT_MS,
+                self._kept_ms,
             ],
         )
         return published or None

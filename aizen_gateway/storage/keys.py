@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from uuid import UUID
 
 # Hash tags of what every node of a cluster has of its own begin with it.
@@ -12,7 +13,7 @@ TAKEN = "aizen:{watch}:taken"
 AUDIT_LOCK = "aizen:{index}:audit"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeviceKeys:
     """The keys of one device; `epoch` is of its credentials."""
 
@@ -26,6 +27,7 @@ class DeviceKeys:
     channel: str
 
     @classmethod
+    @lru_cache(maxsize=16_384)
     def of(cls, device_id: str) -> DeviceKeys:
         tag = "aizen:{" + device_id + "}:"
         return cls(
@@ -39,14 +41,14 @@ class DeviceKeys:
             tag + "channel",
         )
 
-    @property
-    def entrance(self) -> list[str]:
+    @cached_property
+    def entrance(self) -> tuple[str, ...]:
         """What every call of a device touches."""
-        return [self.sessions, self.device, self.limit]
+        return (self.sessions, self.device, self.limit)
 
-    @property
-    def queue(self) -> list[str]:
-        return [self.pending, self.leased, self.records]
+    @cached_property
+    def queue(self) -> tuple[str, ...]:
+        return (self.pending, self.leased, self.records)
 
 
 def epoch(tag: str) -> str:

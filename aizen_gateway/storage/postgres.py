@@ -126,7 +126,8 @@ class Database:
         try:
             yield connection
         except BaseException as error:
-            if isinstance(error, _ABANDONED):
+            # One whose transaction could not be undone is no more at rest than one that nobody waited for.
+            if isinstance(error, _ABANDONED) or _is_busy(connection):
                 self._abandon(pool, connection)
             else:
                 await self._release(pool, connection)
@@ -214,6 +215,13 @@ class Database:
             for task in self._resting:
                 task.cancel()
             await asyncio.gather(*self._resting, return_exceptions=True)
+
+
+def _is_busy(connection: Connection) -> bool:
+    try:
+        return bool(connection.is_in_transaction())
+    except asyncpg.InterfaceError:
+        return False
 
 
 async def _rest(pool: asyncpg.Pool[Any], connection: Connection) -> None:

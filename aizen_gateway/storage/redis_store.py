@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -32,6 +31,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from ..domain.errors import Unavailable
 from .cluster import Address, ClusterClient
 from .cluster_subscriber import ClusterSubscriber
+from .link import Link
 
 LUA = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
@@ -40,33 +40,31 @@ _NOT_NOW = (ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 # The same where the library has no class for it, and where a script failed by it: before 7.0 the code is in the middle.
 _NOT_NOW_TEXT = re.compile(r"(?:^|-)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN) ")
 
+# Of a server: the one that is being replaced by a new one still counts.
+_MOST_CONNECTIONS = 4
 # Only Redis's own cloud sends these; a pool that expects them takes connections that the server has closed for good.
 _NO_NOTICES = MaintNotificationsConfig(enabled=False)
 
-Client = Any  # Redis | ClusterClient: what both have is `execute_command` and `aclose`
+Client = Link | ClusterClient
 
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """How to connect: `timeout` is seconds for a connection, for an answer, and for a place in the pool.
-
-    `max_connections` is for one server; a cluster has as many for each of its nodes.
-    """
+    """How to connect: `timeout` is seconds for a connection and for an answer."""
 
     url: str
-    max_connections: int = 8
     timeout: float = 2.0
 
 
-def connect(options: RedisOptions) -> Client:
+def connect(options: RedisOptions, timed: Callable[[float], None] = lambda _seconds: None) -> Client:
     """Return a client for `redis://`, `rediss://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`.
 
     Nothing is connected yet. Commands are never repeated by the client: a claim whose answer was lost must not be
-    made twice, and pooled connections that the server closed are found before they are used.
+    made twice. A server has one connection for all calls, and one for a subscriber.
     """
     scheme, _, kind = urlsplit(options.url).scheme.partition("+")
     if not kind:
-        return _plain(options.url, options)
+        return Link(_plain(options.url, options), options.timeout, timed)
     credentials, _, hosts = urlsplit(options.url).netloc.rpartition("@")
 
     def url_of(address: Address, path: str = "") -> str:
@@ -77,9 +75,9 @@ def connect(options: RedisOptions) -> Client:
 
     addresses = [_address(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(",")]
     if kind == "cluster":
-        return ClusterClient(addresses, lambda address: _plain(url_of(address), options))
+        return ClusterClient(addresses, lambda address: Link(_plain(url_of(address), options), options.timeout, timed))
     service, _, database = urlsplit(options.url).path.strip("/").partition("/")
-    return _sentinel(addresses, service, url_of(addresses[0], database), options)
+    return Link(_sentinel(addresses, service, url_of(addresses[0], database), options), options.timeout, timed)
 
 
 def _address(text: str, default_port: int) -> Address:
@@ -101,10 +99,9 @@ def _plain(url: str, options: RedisOptions) -> Redis:
     common = _common(options)
     if urlsplit(url).scheme == "unix":
         del common["socket_keepalive"]  # of TCP alone
-    pool = BlockingConnectionPool.from_url(
+    pool = ConnectionPool.from_url(
         url,
-        max_connections=options.max_connections,
-        timeout=options.timeout,
+        max_connections=_MOST_CONNECTIONS,
         decode_responses=True,
         maint_notifications_config=_NO_NOTICES,
         **common,
@@ -112,9 +109,7 @@ def _plain(url: str, options: RedisOptions) -> Redis:
     return Redis.from_pool(pool)
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """As the pool of a plain client: who finds no connection free waits for one."""
-
+class _SentinelPool(SentinelConnectionPool):
     async def aclose(self) -> None:
         """Close the connections to the sentinels too: nobody else knows of them."""
         await super().aclose()
@@ -141,8 +136,7 @@ def _sentinel(sentinels: Sequence[Address], service: str, url: str, options: Red
         service,
         manager,
         ssl=tls,
-        max_connections=options.max_connections,
-        timeout=options.timeout,
+        max_connections=_MOST_CONNECTIONS,
         decode_responses=True,
         maint_notifications_config=_NO_NOTICES,
         **arguments,
@@ -160,10 +154,8 @@ def script_text(name: str) -> str:
 class RedisStore:
     """Runs the scripts and the few plain commands, and turns "not there" into `Unavailable`."""
 
-    def __init__(self, client: Client, *, timed: Callable[[float], None] = lambda _seconds: None) -> None:
-        """`timed` is told the seconds of each script's run."""
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self._timed = timed
         names = sorted(path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("_"))
         self._scripts = {name: script_text(name) for name in names}
         # What Redis calls a script by; it is no secret.
@@ -171,21 +163,18 @@ class RedisStore:
 
     @classmethod
     def connect(cls, options: RedisOptions, *, timed: Callable[[float], None] = lambda _seconds: None) -> Self:
-        return cls(connect(options), timed=timed)
+        """Nothing is connected before the first call. `timed` is told how many seconds answers take."""
+        return cls(connect(options, timed))
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run `lua/<script>.lua` in one round trip. All keys are of one hash tag. Raises `Unavailable`."""
-        rest = (len(keys), *keys, *args)
-        started = time.perf_counter()
         try:
             try:
-                return await self.client.execute_command("EVALSHA", self._hashes[script], *rest)
+                return await self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
             except NoScriptError:
-                return await self.client.execute_command("EVAL", self._scripts[script], *rest)
+                return await self.client.run_script(("EVAL", self._scripts[script], len(keys), *keys, *args))
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
-        finally:
-            self._timed(time.perf_counter() - started)
 
     async def call(self, *command: str | int) -> Any:
         """Run one plain command, whose keys are of one hash tag. Raises `Unavailable`."""
@@ -219,7 +208,7 @@ class RedisStore:
         """What is another when keys are at other servers than before, by a failover or a move that was noticed."""
         if isinstance(self.client, ClusterClient):
             return self.client.generation
-        return getattr(self.client.connection_pool, "master_address", None)
+        return self.client.master_address
 
     async def tags(self, stem: str) -> Sequence[str]:
         """Hash tags such that each node which keeps keys has one: `stem` first, and others that begin with it.
@@ -232,6 +221,11 @@ class RedisStore:
             return await self.client.tags(stem)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        return self.client.calls
 
     async def close(self) -> None:
         """Close all connections."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
-import structlog
 from aiohttp import ClientResponse, web
 from structlog.testing import capture_logs
 
-from aizen_gateway.api.endpoint import Auth, Call, Route, endpoint, json_response
+from aizen_gateway.api.endpoint import Auth, Call, Route, endpoint
 from aizen_gateway.api.errors import STATUS
 from aizen_gateway.api.keys import ORIGIN
 from aizen_gateway.api.metrics import METRICS
+from aizen_gateway.api.responses import json_response
 from aizen_gateway.domain.errors import GatewayError, RateLimited
+from aizen_gateway.logs import with_context
 
 from .bare import PORTAL, Client, bare_app, exchange, served, serving
 
@@ -71,7 +73,7 @@ def test_every_expected_failure_has_a_status() -> None:
 
 
 async def test_an_unforeseen_failure_is_500_and_tells_nothing(client: Client) -> None:
-    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+    with capture_logs(processors=[with_context]) as lines:
         response = await client.post("/failing", headers={"X-Request-ID": "trace-1"})
     assert response.status == 500
     error = await error_of(response)
@@ -142,8 +144,11 @@ async def test_an_origin_holds_what_can_be_stored(client: Client) -> None:
     assert told == {"id": "r", "ip": "127.0.0.1", "agent": ("agent\ufffd" + "x" * 600)[:512]}
 
 
-async def test_a_request_is_logged_once_by_its_template_and_without_its_query(client: Client) -> None:
-    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+async def test_a_request_is_logged_once_by_its_template_and_without_its_query(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with capture_logs(processors=[with_context]) as lines:
         await client.get("/api/v1/customer/nothing?token=secret", headers={"X-Request-ID": "one"})
         await client.post("/api/v1/device/commands/claim?token=secret", headers={"Authorization": "Bearer \u00e9"})
     assert [(line["route"], line["status"]) for line in lines] == [

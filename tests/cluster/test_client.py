@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisStore]:
-    opened = RedisStore.connect(RedisOptions(redis_url, max_connections=3, timeout=1.0))
+    opened = RedisStore.connect(RedisOptions(redis_url, timeout=1.0))
     yield opened
     await opened.close()
 

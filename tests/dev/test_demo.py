@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.cells import cell_len
 
+from aizen_gateway.cli import main
 from aizen_gateway.dev.demo_print import Teller
 from aizen_gateway.storage.postgres import Database
 from tests.support.clients import World
-from tests.support.demo import ROOT, Run, command, dev, fact, started, told
+from tests.support.demo import ROOT, Run, begun, command, dev, fact, started, told
 
 DIAGNOSTICS = ("ping", "dns", "port_check", "interfaces", "system_info")
 
@@ -71,13 +73,13 @@ def assert_nothing_is_given_away(folder: Path, text: str, servers: dict[str, str
 
 @pytest.mark.timeout(120)
 async def test_a_second_run_on_embedded_servers_finds_everything_and_a_fresh_one_nothing(folder: Path) -> None:
-    first, second = await told(folder), await told(folder)
+    first, second = await begun(folder), await told(folder)
     assert "activation code" in fact(first, "device")
     assert "registered in an earlier run" in fact(second, "device")
     assert "signed in with the secret that it keeps" in fact(second, "agent")
     device = fact(first, "device").split()[2]
     assert device in fact(second, "device")
-    fresh = await told(folder, "--fresh")
+    fresh = await begun(folder, "--fresh")
     assert "activation code" in fact(fresh, "device")
     assert device not in fresh
 
@@ -86,14 +88,14 @@ async def test_a_second_run_on_embedded_servers_finds_everything_and_a_fresh_one
 async def test_a_device_without_its_secret_or_its_database_is_registered_again(
     folder: Path, servers: dict[str, str], database: Database
 ) -> None:
-    device = fact(await told(folder, **servers), "device").split()[2]
+    device = fact(await begun(folder, **servers), "device").split()[2]
     await database.execute("truncate aizen.customers cascade")
-    emptied = await told(folder, **servers)
+    emptied = await begun(folder, **servers)
     shutil.rmtree(folder / "agent")
-    lost = await told(folder, **servers)
-    async with started(folder, "device", "rotate-secret", device, **servers) as operator:
-        assert await operator.end() == 0
-    rotated = await told(folder, **servers)
+    lost = await begun(folder, **servers)
+    rotating = ("device", "rotate-secret", device)
+    assert (await asyncio.to_thread(CliRunner().invoke, main, rotating, env=servers)).exit_code == 0
+    rotated = await begun(folder, **servers)
     assert f"{device} provisioned, activation code" in emptied
     assert f"{device}: its secret is void, new activation code" in lost
     assert f"{device}: its secret is void, new activation code" in rotated

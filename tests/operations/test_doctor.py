@@ -7,9 +7,11 @@ import json
 import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -19,9 +21,12 @@ from redis.asyncio import Redis
 from aizen_gateway.cli import doctor as doctor_module
 from aizen_gateway.cli import main
 from aizen_gateway.dev.embedded import EmbeddedPostgres
+from aizen_gateway.storage.postgres import Database
+from tests.support.cluster import Cluster, client_of
 from tests.support.processes import StartProcess, finished
 from tests.support.servers import FreshValkey
 from tests.support.supabase import SupabaseProject
+from tests.support.waiting import eventually
 
 Findings = dict[str, dict[str, Any]]
 Examine = Callable[..., Awaitable[tuple[int, Findings]]]
@@ -64,6 +69,9 @@ async def test_a_sound_system_is_found_sound(
     valkey = await fresh_valkey()
     async with Redis.from_url(valkey.url) as client:
         await client.config_set("appendonly", "yes")
+        # A server that is writing its first append-only file cannot be stopped.
+        written = {"aof_rewrite_in_progress": 0, "aof_rewrite_scheduled": 0}
+        await eventually(lambda: client.info("persistence"), lambda info: written.items() <= info.items())
     status, findings = await examine(SUPABASE_URL=supabase.url, REDIS_URL=valkey.url)
     assert findings.keys() == _ALL
     assert {finding["verdict"] for finding in findings.values()} == {"ok"}
@@ -95,6 +103,12 @@ async def test_wrong_settings_are_all_it_speaks_of(examine: Examine) -> None:
         assert f"{variable}: " in outcome.stdout
 
 
+async def test_traces_that_cannot_be_had_are_found(examine: Examine) -> None:
+    status, findings = await examine(OTEL_EXPORTER_OTLP_ENDPOINT="somewhere")
+    assert (status, findings["settings"]["verdict"], findings["database"]["verdict"]) == (1, "failed", "ok")
+    assert findings["settings"]["found"].startswith("OTEL_EXPORTER_OTLP_ENDPOINT: ")
+
+
 async def test_servers_that_are_away_are_found_and_the_rest_is_looked_at(examine: Examine) -> None:
     status, findings = await examine(
         DATABASE_URL="postgresql://nobody:hidden@127.0.0.1:1/x",
@@ -108,11 +122,58 @@ async def test_servers_that_are_away_are_found_and_the_rest_is_looked_at(examine
     assert "hidden" not in json.dumps(findings)
 
 
-async def test_a_server_that_says_nothing_is_not_waited_for(examine: Examine) -> None:
+async def test_a_server_that_says_nothing_is_not_waited_for(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "_WITHIN_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with asyncio.timeout(30):
             status, findings = await examine(DATABASE_URL=f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x")
     assert (status, findings["database"]["verdict"], findings["redis"]["verdict"]) == (1, "failed", "ok")
+
+
+@asynccontextmanager
+async def _pretending(url: str, real: bytes, told: bytes) -> AsyncIterator[str]:
+    """The URL of a server that says `told` where that of `url` says `real`."""
+    split = urlsplit(url)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data.replace(real, told))
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(split.hostname, split.port)
+        with suppress(ConnectionError):
+            await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield url.replace(f":{split.port}/", f":{server.sockets[0].getsockname()[1]}/")
+
+
+async def test_a_postgresql_that_is_too_old_is_found(examine: Examine, database_url: str, database: Database) -> None:
+    version = str((await database.fetchrow("show server_version_num"))["server_version_num"])
+    async with _pretending(database_url, version.encode(), b"130022") as old:
+        status, findings = await examine(DATABASE_URL=old)
+    assert (status, findings["database"]["verdict"]) == (1, "failed")
+    assert "PostgreSQL 14" in findings["database"]["advice"]
+
+
+async def test_a_redis_that_is_too_old_is_found(examine: Examine, redis_url: str) -> None:
+    async with _pretending(redis_url, b"\nvalkey_version:", b"\nother__version:") as redis:
+        status, findings = await examine(REDIS_URL=redis)
+        # Valkey says which Redis it is like.
+        assert (status, findings["redis"]["verdict"]) == (0, "ok")
+        assert findings["redis"]["found"].startswith("Redis 7.2")
+    async with _pretending(redis_url, b"\nredis_version:7.", b"\nredis_version:5.") as unlike:
+        status, findings = await examine(REDIS_URL=unlike)
+        assert (status, findings["redis"]["verdict"]) == (0, "ok")
+    async with (
+        _pretending(redis_url, b"\nvalkey_version:", b"\nother__version:") as redis,
+        _pretending(redis, b"\nredis_version:7.", b"\nredis_version:5.") as old,
+    ):
+        status, findings = await examine(REDIS_URL=old)
+    assert (status, findings["redis"]["verdict"]) == (1, "failed")
+    assert findings["redis"]["found"].startswith("Redis 5.")
+    assert "Redis 6.2" in findings["redis"]["advice"]
 
 
 async def test_a_wrong_password_is_found(examine: Examine, database_url: str) -> None:
@@ -150,6 +211,17 @@ async def test_a_redis_that_may_forget_what_it_likes_is_found(examine: Examine, 
     assert (findings["redis eviction"]["verdict"], findings["redis eviction"]["found"]) == ("failed", "allkeys-lru")
     assert "noeviction" in findings["redis eviction"]["advice"]
     assert findings["redis persistence"]["verdict"] == "warning"
+
+
+async def test_every_node_of_a_cluster_is_looked_at(examine: Examine, cluster: Cluster) -> None:
+    status, findings = await examine(REDIS_URL=cluster.url)
+    assert (status, findings["redis eviction"]["verdict"]) == (0, "ok")
+    async with client_of(cluster.nodes[-1]) as client:
+        await client.config_set("maxmemory-policy", "volatile-ttl")
+        status, findings = await examine(REDIS_URL=cluster.url)
+        await client.config_set("maxmemory-policy", "noeviction")
+    assert (status, findings["redis eviction"]["verdict"]) == (1, "failed")
+    assert findings["redis eviction"]["found"] == f"volatile-ttl at {cluster.nodes[-1].address}"
 
 
 async def test_keys_that_cannot_be_had_are_found(examine: Examine, supabase: SupabaseProject) -> None:

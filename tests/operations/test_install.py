@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -96,6 +97,22 @@ def test_the_account_can_be_made(install: Install, root: Path) -> None:
     assert "Creating user 'aizen-gateway'" in found.stdout + found.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_the_settings_are_closed_to_others(install: Install, root: Path) -> None:
+    assert install().returncode == 0
+    made = root / "etc" / "passwd"
+    made.write_text("root:x:0:0::/:/bin/sh\naizen-gateway:x:990:990::/:/bin/false\n")
+    (root / "etc" / "group").write_text("root:x:0:\naizen-gateway:x:990:\n")
+    settings = root / "etc" / "aizen-gateway"
+    settings.chmod(0o777)
+    (settings / "environment").chmod(0o666)
+    command = [program("systemd-tmpfiles"), f"--root={root}", "--create", "aizen-gateway.conf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (settings.stat().st_mode & 0o777, settings.stat().st_gid) == (0o750, 990)
+    assert (settings / "environment").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_second_installation_changes_nothing_but_the_program(install: Install, root: Path) -> None:
     first = install()
     assert first.returncode == 0
@@ -111,6 +128,23 @@ def test_a_second_installation_changes_nothing_but_the_program(install: Install,
     asked = (root / "opt/aizen-gateway/venv/bin/asked").read_text().splitlines()
     assert len(asked) == 2
     assert all(call.startswith("-m pip install ") and call.endswith(" .") for call in asked)
+
+
+def test_nothing_of_another_release_that_was_built_here_is_installed(install: Install) -> None:
+    stale = ROOT / "build" / "lib" / "stale-migration.sql"
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.touch()
+    assert install().returncode == 0
+    assert not stale.exists()
+
+
+def test_what_sends_traces_is_installed_when_asked_for_and_kept(install: Install, root: Path) -> None:
+    venv = root / "opt/aizen-gateway/venv"
+    assert install("--otel").returncode == 0
+    (venv / "lib/python3.13/site-packages/opentelemetry/sdk").mkdir(parents=True)
+    assert install().returncode == 0
+    asked = (venv / "bin/asked").read_text().splitlines()
+    assert [call.split()[-1] for call in asked] == [".[otel]"] * 2
 
 
 def test_the_program_can_be_put_elsewhere(install: Install, root: Path) -> None:

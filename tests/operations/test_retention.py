@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from redis.asyncio import Redis
 
 from aizen_gateway.domain.clock import from_ms
 from aizen_gateway.services.retention import Retention
+from aizen_gateway.storage import keys
 from aizen_gateway.storage.postgres import Database
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 from tests.support.clients import API, World, expect
@@ -154,6 +155,26 @@ async def test_keys_of_calls_are_forgotten_after_a_day(
     await database.execute("update aizen.idempotency set created_at = created_at - interval '2 hours'")
     await retention.once()
     assert await _count(database, "idempotency") == 0
+
+
+async def test_events_are_kept_for_as_long_as_the_setting_says(
+    world: World, start_gateway: StartGateway, valkey: Redis
+) -> None:
+    device = await world.device()
+    stream = keys.customer_stream(UUID(world.customer_id))
+    twenty_minutes_ago = await redis_ms(valkey) - 1_200_000
+    for retention, gone in (("1800", False), ("600", True)):
+        await valkey.delete(stream)
+        async with valkey.pipeline() as pipeline:
+            for number in range(1_500):
+                pipeline.xadd(stream, {"p": "0-0", "r": "", "e": "{}"}, f"{twenty_minutes_ago}-{number + 1}")
+            await pipeline.execute()
+        world.owner.url = (await start_gateway(AIZEN_EVENT_RETENTION=retention)).url
+        session = await world.owner.open_session(device.device_id)
+        expect(await world.owner.post(f"{API}/customer/sessions/{session['id']}/close"), 200)
+        assert (await valkey.xlen(stream) < 1_500) is gone
+        assert await valkey.xlen(stream) > 1_000
+        assert await valkey.pttl(stream) > int(retention) * 1000
 
 
 async def test_other_customers_lose_nothing(world: World, retention: Retention, database: Database) -> None:

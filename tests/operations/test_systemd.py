@@ -62,18 +62,22 @@ def _unread(manager: socket.socket) -> int:
     raise AssertionError("an empty message")
 
 
-async def test_the_manager_shows_how_many_sockets_are_served_and_that_it_drains(
+async def test_the_manager_shows_what_is_served_what_waits_and_that_it_drains(
     start_gateway_process: StartGatewayProcess, manager: socket.socket, http: ClientSession, database: Database
 ) -> None:
-    gateway = await start_gateway_process(NOTIFY_SOCKET=manager.getsockname(), **_WATCHDOG)
+    gateway = await start_gateway_process(NOTIFY_SOCKET=manager.getsockname(), AIZEN_DRAIN_DELAY="3", **_WATCHDOG)
     assert await _tells(manager, "READY=1") == []
-    assert await _tells(manager, "STATUS=serving, open sockets: 0") == []
-    world = await World.create(gateway.url, http, database)
+    assert await _tells(manager, "STATUS=serving, open sockets: 0, requests under way: 0") == []
+    device = await (world := await World.create(gateway.url, http, database)).device()
     async with portal_socket(world.owner):
-        assert await _tells(manager, "STATUS=serving, open sockets: 1") == []
+        poll = asyncio.create_task(device.claim(waitMs=30_000))
+        await _tells(manager, "STATUS=serving, open sockets: 1, requests under way: 1")
         gateway.run.signal(signal.SIGTERM)
         assert await _tells(manager, "STOPPING=1") == []
         assert await _tells(manager, "STATUS=draining") == []
+        # Until new connections are refused all goes on.
+        assert await _tells(manager, "STATUS=draining, open sockets: 1, requests under way: 1") == []
+        assert await poll == []
     assert await gateway.run.ended() == 0
 
 

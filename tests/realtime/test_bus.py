@@ -178,28 +178,6 @@ async def test_a_server_that_hangs_for_good_is_noticed(
     await ear.hears("x")
 
 
-async def test_a_full_pool_does_not_cost_the_subscription(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bus_module, "_PING_EVERY", 0.2)
-    store = RedisStore.connect(RedisOptions(redis_url, max_connections=3, timeout=0.3))
-    bus = Bus(store, "test")
-    await bus.start()
-    try:
-        ear = Ear()
-        bus.attach("a", ear)
-        await bus.confirmed("a")
-        pool = store.client.connection_pool
-        taken = [await pool.get_connection() for _ in range(2)]
-        await asyncio.sleep(1.0)
-        for connection in taken:
-            await pool.release(connection)
-        await publish(redis_url, "a", "x")
-        await ear.hears("x")
-        assert "gap" not in ear.heard
-    finally:
-        await bus.stop()
-        await store.close()
-
-
 async def test_a_handler_that_fails_deafens_nobody(start_bus: StartBus, redis_url: str) -> None:
     bus = await start_bus(redis_url)
 

@@ -45,7 +45,7 @@ async def test_the_main_job_is_done_and_goes_on_when_the_replica_takes_over(
 
 async def test_calls_beyond_the_connections_wait_for_their_turn(watched: StartWatched) -> None:
     servers = await watched()
-    store = RedisStore.connect(RedisOptions(servers.url, max_connections=3))
+    store = RedisStore.connect(RedisOptions(servers.url))
     counted = await asyncio.gather(*(store.call("INCR", "key") for _ in range(100)))
     assert sorted(map(int, counted)) == list(range(1, 101))
     await store.close()

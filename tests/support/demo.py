@@ -126,6 +126,16 @@ async def told(folder: Path, *options: str, **variables: str) -> str:
         return run.text
 
 
+async def begun(folder: Path, *options: str, **variables: str) -> str:
+    """Tell the story until the device is there, and return what was told so far."""
+    async with dev(folder, *options, **variables) as run:
+        await run.until(r"^  [-+!] agent ")
+        run.process.send_signal(signal.SIGINT)
+        assert await run.end() == 128 + signal.SIGINT, run.text
+        assert run.left() == []
+        return run.text
+
+
 def fact(text: str, label: str) -> str:
     """The line of the story that begins with this label."""
     found = re.search(rf"^  [-+!] {label} .*$", text, re.MULTILINE)

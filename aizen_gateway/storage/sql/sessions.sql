@@ -12,6 +12,11 @@ update aizen.sessions set status = $2, closed_at = $3, approval = $4 where id = 
 -- name: lock_session
 select * from aizen.sessions where id = $1 and customer_id = $2 for update
 
+-- name: lock_sessions_at_hand
+-- Those of several sessions that nobody else holds, held until the transaction ends; in the order in which everybody
+-- locks several.
+select id from aizen.sessions where id = any($1::uuid[]) order by id for update skip locked
+
 -- name: read_session
 select * from aizen.sessions where id = $1 and customer_id = $2
 

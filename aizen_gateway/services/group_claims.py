@@ -1,0 +1,82 @@
+"""Claims of several devices, confirmed in one transaction (contract section 3, promises 1 to 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ..domain.clock import from_ms
+from ..domain.lifecycle import after_ms
+from ..domain.values import DeviceCaller, Origin
+from ..storage import queries
+from ..storage.groups import Groups
+from ..storage.postgres import Database
+
+_SQL = queries.load("commands")
+# What somebody else holds just now is left to a claim of its own, so that one device never waits for another's.
+_AT_HAND = _SQL["confirm_claims"].replace("for update of c", "for update of c skip locked")
+
+Rows = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one claim leased in the index and wants confirmed, with the tokens that it would have."""
+
+    caller: DeviceCaller
+    ids: Sequence[UUID]
+    tokens: Sequence[str]
+    visibility_ms: int
+    origin: Origin
+
+
+class GroupClaims:
+    """Confirms claims in the truth."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._groups: Groups[Wanted, Rows] = Groups(self._confirm_together)
+
+    async def confirm(self, wanted: Wanted) -> Rows:
+        """The commands that the truth lets the device have, as rows. Raises `Unavailable`; then it has none."""
+        rows = await self._groups.do(wanted) or []
+        left = set(wanted.ids) - {row["id"] for row in rows}
+        if left:
+            chosen = [place for place, command_id in enumerate(wanted.ids) if command_id in left]
+            alone = Wanted(
+                wanted.caller,
+                [wanted.ids[place] for place in chosen],
+                [wanted.tokens[place] for place in chosen],
+                wanted.visibility_ms,
+                wanted.origin,
+            )
+            # What was confirmed already is the device's, whatever happens to the rest.
+            rows = [*rows, *await self._run(_SQL["confirm_claims"], [alone])]
+        return rows
+
+    async def _confirm_together(self, group: Sequence[Wanted]) -> Sequence[Rows | None]:
+        rows = await self._run(_AT_HAND, group)
+        of_token = {row["claim_token"]: row for row in rows}
+        return [[of_token[token] for token in wanted.tokens if token in of_token] for wanted in group]
+
+    async def _run(self, statement: str, group: Sequence[Wanted]) -> Rows:
+        columns: tuple[list[Any], ...] = tuple([] for _ in range(9))
+        for wanted in group:
+            caller, origin, now = wanted.caller, wanted.origin, from_ms(wanted.caller.now_ms)
+            lease_end = after_ms(now, wanted.visibility_ms)
+            for command_id, token in zip(wanted.ids, wanted.tokens, strict=True):
+                row = (
+                    *(command_id, token, caller.uid, now, lease_end, caller.device_id),
+                    *(origin.request_id, origin.ip, origin.user_agent),
+                )
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+        # Not one statement that commits itself: a server that hangs would do it later, for nobody.
+        async with self._database.unit() as connection:
+            return list(await connection.fetch(statement, *columns))
+
+    async def close(self) -> None:
+        """Let what runs end."""
+        await self._groups.close()

@@ -1,0 +1,155 @@
+"""What a call costs does not grow with the devices that are registered, nor with the commands that have ended.
+
+Counted, not timed: the commands that Redis runs and the keys they name, and what PostgreSQL reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from aizen_gateway.domain.values import NOWHERE, HeartbeatStatus
+from tests.bench.filling import finish, register
+from tests.support.bench import Bench, BenchDevice
+from tests.support.waiting import eventually
+
+# So many devices and ended commands are few, and so many are many. With next to none PostgreSQL would plan otherwise.
+_FEW, _MANY = 300, 5_000
+_TIMES = 3
+
+_TABLES = """
+select sum(seq_scan + coalesce(idx_scan, 0))::int as scans,
+       sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read,
+       sum(n_tup_ins + n_tup_upd + n_tup_del)::int as written
+from pg_stat_user_tables where schemaname = 'aizen'
+"""
+_SESSIONS = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What something took: Redis commands and keys, scans of PostgreSQL's tables, rows read and rows written."""
+
+    commands: int
+    keys: int
+    scans: int
+    read: int
+    written: int
+
+
+@dataclass(slots=True)
+class Counter:
+    """Counts what a device's calls take. Each one is made at an instance of its own, so that PostgreSQL tells all."""
+
+    device: BenchDevice
+    database: asyncpg.Connection
+    valkey: Redis
+
+    async def of(self, call: Callable[[BenchDevice], Awaitable[object]]) -> list[Work]:
+        """The work of `call`, a few times."""
+        return [await self._once(call) for _ in range(_TIMES)]
+
+    async def _once(self, call: Callable[[BenchDevice], Awaitable[object]]) -> Work:
+        old = self.device.bench
+        bench = await Bench.open(old.database_url, old.redis_url, old.customer_id, AIZEN_RATE_LIMIT_DEVICE="0")
+        self.device.bench = bench
+        before = await self._tables()
+        try:
+            async with self.valkey.monitor() as monitor:
+                await call(self.device)
+                mark = uuid4().hex
+                await self.valkey.echo(mark)
+                seen = []
+                while mark not in (line := (await monitor.next_command())["command"]):
+                    seen.append(line)
+        finally:
+            await bench.close()
+        # A connection tells what it did at its end.
+        await eventually(lambda: self.database.fetchval(_SESSIONS), lambda count: count == 0)
+        after = await self._tables()
+        keys = {word for line in seen for word in line.split(" ") if word.startswith("aizen:{")}
+        return Work(len(seen), len(keys), *(now - then for then, now in zip(before, after, strict=True)))
+
+    async def _tables(self) -> tuple[int, int, int]:
+        row = await self.database.fetchrow(_TABLES)
+        assert row is not None
+        return row["scans"], row["read"], row["written"]
+
+    async def fill(self, start: int, end: int) -> None:
+        """Have `end` devices registered, and `end` commands of this one ended, of which there are `start`."""
+        bench = self.device.bench
+        await register(self.database, self.valkey, bench.customer_id, start, end)
+        await finish(self.database, bench.customer_id, [self.device.device_id], start, end)
+        await self.database.execute("vacuum analyze")
+
+
+@pytest.fixture
+async def counter(bench: Bench, redis_url: str) -> AsyncIterator[Counter]:
+    """A device that is alone in the world."""
+    device = await bench.device("alone")
+    await bench.close()
+    database = await asyncpg.connect(bench.database_url)
+    async with Redis.from_url(redis_url, decode_responses=True) as valkey:
+        yield Counter(device, database, valkey)
+    await database.close()
+
+
+async def _does_not_grow(counter: Counter, call: Callable[[BenchDevice], Awaitable[object]]) -> Work:
+    """Compare the work of `call` while there is little and while there is much; return the most it was with little.
+
+    Now and then a call does a bit more, such as extending a time to live: the least that it does with much must not be
+    more than the most that it does with little.
+    """
+    await counter.fill(0, _FEW)
+    little = await counter.of(call)
+    await counter.fill(_FEW, _MANY)
+    much = await counter.of(call)
+    most = Work(*(max(getattr(work, name) for work in little) for name in Work.__slots__))
+    for name in Work.__slots__:
+        assert min(getattr(work, name) for work in much) <= getattr(most, name), f"{name}: {little}, then {much}"
+    return most
+
+
+async def test_an_empty_claim_takes_as_much_whatever_there_is(counter: Counter) -> None:
+    async def call(device: BenchDevice) -> None:
+        assert await device.claim(limit=10) == []
+
+    most = await _does_not_grow(counter, call)
+    assert (most.scans, most.written) == (0, 0)
+
+
+async def test_a_heartbeat_takes_as_much_whatever_there_is(counter: Counter) -> None:
+    async def call(device: BenchDevice) -> None:
+        heartbeats = device.bench.services.heartbeats
+        await heartbeats.beat(
+            device.token,
+            status=HeartbeatStatus.ONLINE,
+            metrics={"cpu": 12.5},
+            diagnostics=None,
+            timestamp=None,
+            origin=NOWHERE,
+        )
+        await heartbeats.flush()
+
+    await _does_not_grow(counter, call)
+
+
+async def test_a_delivery_takes_as_much_whatever_there_is(counter: Counter) -> None:
+    opened = await Bench.open(
+        counter.device.bench.database_url, counter.device.bench.redis_url, counter.device.bench.customer_id
+    )
+    session_id = await opened.open_session(counter.device.device_id)
+    await opened.close()
+
+    async def call(device: BenchDevice) -> None:
+        submitted = await device.bench.submit(session_id)
+        (claimed,) = await device.claim()
+        assert claimed["id"] == submitted["id"]
+        assert (await device.report(claimed))["status"] == "succeeded"
+
+    await _does_not_grow(counter, call)
