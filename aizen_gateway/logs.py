@@ -99,7 +99,7 @@ def with_context(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {**_context.get(), **event}
 
 
-def log_request(*, quiet: bool, **fields: object) -> None:
+def log_request(fields: Mapping[str, object], *, quiet: bool) -> None:
     """Log one answered request, at level debug when it is `quiet`: the line that is written most.
 
     `fields`, and what is bound, must be the gateway's own words and numbers, or redacted already. In JSON the line is

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import orjson
@@ -64,18 +65,24 @@ def _parsed_quickly(raw: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _colons(value: Any) -> int:
+def _colons(value: dict[str, Any] | list[Any]) -> int:
     """How many colons `value` has as JSON; raises `ValueError` for an integer beyond ±2**53."""
-    kind = type(value)
-    if kind is str:
-        return int(value.count(":"))
-    if kind is dict:
-        return len(value) + sum(map(_colons, value)) + sum(map(_colons, value.values()))
-    if kind is list:
-        return sum(map(_colons, value))
-    if kind is int and not -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER:
-        raise ValueError
-    return 0
+    found = 0
+    items: Iterable[Any] = value
+    if isinstance(value, dict):
+        found, items = len(value), value.values()
+        for name in value:
+            if ":" in name:
+                found += name.count(":")
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            found += item.count(":")
+        elif kind is dict or kind is list:
+            found += _colons(item)
+        elif kind is int and not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:
+            raise ValueError
+    return found
 
 
 def _parsed_strictly(raw: bytes) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class Route:
     """A row of the table from which both the router and the OpenAPI document are made.
 
     `query` None means that query parameters are ignored, `body` None that a body is. `success` is None for 204.
+    `instant` routes wait for nothing, and need no bound on their time.
     With `repeats` most bodies are the same few, hold nothing secret, and are loaded once; `raw_body` is empty then.
     `errors` are the classes of the expected failures besides those that follow from `auth` and `body`.
     `examples` are successful answers by name.
@@ -127,6 +128,7 @@ class Route:
     body: Schema | None = None
     body_limit: int = BODY_LIMIT
     repeats: bool = False
+    instant: bool = False
     query: Schema | None = None
     errors: tuple[type[GatewayError], ...] = ()
     headers: tuple[Header, ...] = ()
@@ -141,37 +143,26 @@ def endpoint(route: Route) -> Handler:
     Past it the service is cancelled: what it changes is one transaction, so all of it is done or nothing.
     """
 
-    # What loads of this route say over and over, by their bytes.
-    known: dict[bytes, dict[str, Any]] = {}
+    read = _body_reader(route)
 
-    async def read_known(request: web.Request, schema: Schema) -> dict[str, Any]:
-        raw = await read_json(request, route.body_limit)
-        if raw not in known:
-            body = load(schema, parse_object(raw) if raw else {})
-            if len(known) >= _MOST_KNOWN or len(raw) > _MOST_KNOWN_OCTETS:
-                return body
-            known[raw] = body
-        return known[raw]
+    async def understood(request: web.Request, services: Services) -> web.StreamResponse:
+        who: Any = None if route.auth is Auth.NONE else await _enter(route.auth, request, services)
+        if route.auth is Auth.CUSTOMER and route.method != "GET":
+            # Told before what is wrong with the body: a viewer's write is 403 whatever is in it.
+            require_write(who)
+        query = load_query(route.query, request.query) if route.query is not None else {}
+        body, raw_body = ({}, {}) if read is None else await read(request)
+        return await route.handler(Call(request, services, request[ORIGIN], who, body, query, raw_body))
 
     async def handle(request: web.Request) -> web.StreamResponse:
         app = request.app
-        services, deadlines = app[SERVICES], app[REQUESTS]
+        if route.instant:
+            return await understood(request, app[SERVICES])
+        deadlines = app[REQUESTS]
         task = cast("asyncio.Task[None]", asyncio.current_task())
         deadlines.begin(task)
         try:
-            who: Any = None if route.auth is Auth.NONE else await _enter(route.auth, request, services)
-            if route.auth is Auth.CUSTOMER and route.method != "GET":
-                # Told before what is wrong with the body: a viewer's write is 403 whatever is in it.
-                require_write(who)
-            query = load_query(route.query, request.query) if route.query is not None else {}
-            raw_body: dict[str, Any] = {}
-            body: dict[str, Any] = {}
-            if route.body is not None and route.repeats:
-                body = await read_known(request, route.body)
-            elif route.body is not None:
-                raw_body = await read_object(request, route.body_limit)
-                body = load(route.body, raw_body)
-            return await route.handler(Call(request, services, request[ORIGIN], who, body, query, raw_body))
+            return await understood(request, app[SERVICES])
         except asyncio.CancelledError as error:
             if error.args != (OVERDUE,):
                 raise
@@ -181,6 +172,33 @@ def endpoint(route: Route) -> Handler:
             deadlines.end(task)
 
     return handle
+
+
+_Read = Callable[[web.Request], Awaitable[tuple[dict[str, Any], dict[str, Any]]]]
+
+
+def _body_reader(route: Route) -> _Read | None:
+    """What reads a request's body: as it was loaded, and as it came; None for a route that ignores it."""
+    schema = route.body
+    if schema is None:
+        return None
+    # What loads of this route say over and over, by their bytes.
+    known: dict[bytes, dict[str, Any]] = {}
+
+    async def read(request: web.Request) -> tuple[dict[str, Any], dict[str, Any]]:
+        raw = await read_object(request, route.body_limit)
+        return load(schema, raw), raw
+
+    async def read_known(request: web.Request) -> tuple[dict[str, Any], dict[str, Any]]:
+        raw = await read_json(request, route.body_limit)
+        body = known.get(raw)
+        if body is None:
+            body = load(schema, parse_object(raw) if raw else {})
+            if len(known) < _MOST_KNOWN and len(raw) <= _MOST_KNOWN_OCTETS:
+                known[raw] = body
+        return body, {}
+
+    return read_known if route.repeats else read
 
 
 async def _enter(auth: Auth, request: web.Request, services: Services) -> Any:

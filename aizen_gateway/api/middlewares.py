@@ -23,8 +23,9 @@ from .responses import FIXED_HEADERS, JsonResponse
 from .text import printable
 
 UNMATCHED = "unmatched"
-# Asked every few seconds by whoever watches: a good answer is no news.
-PROBES = frozenset({"/healthz", "/readyz"})
+# Asked all the time, by whoever watches and by every device: a good answer is no news, unless it hands out commands.
+QUIET = frozenset({"/healthz", "/readyz", "/api/v1/device/heartbeat", "/api/v1/device/commands/claim"})
+_SMALL = 256
 _USER_AGENT_CHARACTERS = 512
 # What proxies log for a client that did not wait; nobody receives it.
 _CLIENT_CLOSED = 499
@@ -74,24 +75,29 @@ def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
         request[REQUEST_ID] = request_id
         request[ORIGIN] = Origin(request_id, ip, None if agent is None else printable(agent, _USER_AGENT_CHARACTERS))
         new_context(request_id=request_id if given is None else redact_text(given))
-        response = await _answer(request, handler)
+        try:
+            response = await handler(request)
+        except Exception as error:
+            response = _failure(request, error)
         seconds = time.perf_counter() - started
         template, status = route_template(request), response.status
         # A socket's life is no answer's time; sockets have numbers of their own.
         quick = response if type(response) is JsonResponse else None
         if quick is not None or not isinstance(response, web.WebSocketResponse):
             metrics.requests.count(request.method, template, status, seconds)
+        length = quick.length if quick is not None else _length(response)
         said = {
             "method": request.method if request.method in METHODS else redact_text(printable(request.method, 32)),
             "route": template,
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
-            "bytes": quick.length if quick is not None else _length(response),
+            "bytes": length,
             "ip": ip,
         }
         if quick is None and (code := response.get(ERROR_CODE)) is not None:
             said["error_code"] = code
-        log_request(quiet=status == 200 and template in PROBES, **said)
+        # A client that names its request wants to find it again.
+        log_request(said, quiet=given is None and status == 200 and template in QUIET and length <= _SMALL)
         return response
 
     return observe
@@ -100,23 +106,23 @@ def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
 @web.middleware
 async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """For what must see answers rather than failures: as the outermost middleware answers them."""
-    return await _answer(request, handler)
-
-
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever the handler raises into the contract's error answer."""
     try:
         return await handler(request)
-    except GatewayError as error:
+    except Exception as error:
+        return _failure(request, error)
+
+
+def _failure(request: web.Request, error: Exception) -> web.Response:
+    """The contract's error answer to whatever a handler raised."""
+    if isinstance(error, GatewayError):
         if isinstance(error, Unavailable):
             _log.warning("unavailable", reason=error.message, cause=type(error.__cause__).__name__)
         return from_gateway_error(request, error)
-    except web.HTTPException as error:
+    if isinstance(error, web.HTTPException):
         return from_http_exception(request, error)
-    except ClientGone:
+    if isinstance(error, ClientGone):
         return web.Response(status=_CLIENT_CLOSED)
-    except Exception as error:
-        return from_unexpected(request, error)
+    return from_unexpected(request, error)
 
 
 async def complete_headers(request: web.Request, response: web.StreamResponse) -> None:

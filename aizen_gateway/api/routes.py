@@ -26,7 +26,9 @@ from .sockets.device import device_socket
 _public = partial(Route, auth=Auth.NONE, tag="public")
 
 PUBLIC_ROUTES: Sequence[Route] = (
-    _public("GET", "/healthz", health.alive, summary="Whether the process runs", success=sv.AliveAnswer()),
+    _public(
+        "GET", "/healthz", health.alive, summary="Whether the process runs", success=sv.AliveAnswer(), instant=True
+    ),
     _public(
         "GET",
         "/readyz",

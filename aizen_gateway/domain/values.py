@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,63}\Z", re.ASCII)
@@ -200,9 +200,8 @@ class Principal:
         return self.role is not Role.VIEWER
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceCaller:
-    """A device whose session token was good.
+class DeviceCaller(NamedTuple):
+    """A device whose session token was good. A tuple, since every call of a device makes one.
 
     `now_ms` is Redis's clock at that moment: the clock of every lease (contract section 3, promise 8).
     """

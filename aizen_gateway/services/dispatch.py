@@ -6,7 +6,10 @@ Everything is idempotent: the queue entry by command id, an event by the version
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass, field
+from inspect import iscoroutine
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -39,6 +42,50 @@ ENDING = frozenset({"registered", "suspended", "rotated", "deleted"})
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class _Telling:
+    """What Redis is being told of one change: `first`, then its index entry, `then` the rest."""
+
+    first: list[Awaitable[Any]]
+    command_id: UUID | None = None
+    indexed: Awaitable[str | None] | None = None
+    then: list[Awaitable[Any]] = field(default_factory=list)
+
+    async def done(self) -> dict[UUID, UUID | None]:
+        """Wait for all of it; return what follows a command that ended. Raises `Unavailable`."""
+        failure: Unavailable | None = None
+        following: dict[UUID, UUID | None] = {}
+        for step in self._steps:
+            try:
+                answer = await step
+            except Unavailable as error:
+                failure = error
+            else:
+                if step is self.indexed and self.command_id is not None:
+                    following[self.command_id] = UUID(answer) if isinstance(answer, str) and answer else None
+        if failure is not None:
+            raise failure
+        return following
+
+
+    @property
+    def _steps(self) -> Iterator[Awaitable[Any]]:
+        yield from self.first
+        if self.indexed is not None:
+            yield self.indexed
+        yield from self.then
+
+    def drop(self) -> None:
+        """Wait for nothing more."""
+        for step in self._steps:
+            if iscoroutine(step):
+                step.close()
+
+
+async def _nothing() -> None:
+    """What waits for a person has no entry."""
+
+
 class Dispatcher:
     """Owns what was dispatched and must leave the outbox."""
 
@@ -62,41 +109,60 @@ class Dispatcher:
             # Before the first of them can fail: the relay does not count.
             if isinstance(change.record, Command) and is_final(change.record.status):
                 self._metrics.ended.labels(change.record.status.value).inc()
-        for place, change in enumerate(changes):
-            try:
-                await self._apply(change, following)
-            except Unavailable:
-                self._metrics.left_to_relay.inc(len(changes) - place)
-                _log.warning("left to the relay", subject=change.subject, change=change.change)
-                return following
-            if len(self._done) < _MOST_DONE:
-                self._done.append(change.version)
+        # All that can be is sent before the first answer is waited for; Redis does it in this order.
+        told = [(change, self._tell(change)) for change in changes]
+        try:
+            for change, telling in told:
+                try:
+                    following |= await telling.done()
+                except Unavailable:
+                    self._metrics.left_to_relay.inc()
+                    _log.warning("left to the relay", subject=change.subject, change=change.change)
+                else:
+                    if len(self._done) < _MOST_DONE:
+                        self._done.append(change.version)
+        finally:
+            # A caller that gave up leaves the rest to the relay.
+            for _, telling in told:
+                telling.drop()
         return following
 
-    async def _apply(self, change: Change, following: dict[UUID, UUID | None]) -> None:
+    def _tell(self, change: Change) -> _Telling:
+        """Begin to tell Redis of a change."""
         record = change.record
-        if isinstance(record, Device) and change.change in ENDING:
-            offline = change.change in ("suspended", "deleted")
-            await self._sessions.revoke(record.id, record.credential_epoch, change.change, offline=offline)
+        if isinstance(record, Device):
+            return _Telling([self._tell_of_device(change, record)])
         # The event goes first: a command is announced before anybody can claim it.
-        for told in announcements.of(change):
-            await self._events.publish(record.customer_id, told.subject, change.version, told.rooms, told.event)
+        telling = _Telling([*self._announce(change)])
         if isinstance(record, Command):
-            following[record.id] = await self._index(record)
+            telling.command_id, telling.indexed = record.id, self._index(record)
             if (notice := announcements.stop_notice(record, change)) is not None:
-                await self._queue.tell_canceled(record.device_id, notice)
-        elif isinstance(record, Device) and change.change == "deleted":
-            await self._sessions.forget(record.id)
+                telling.then.append(self._queue.tell_canceled(record.device_id, notice))
+        return telling
 
-    async def _index(self, command: Command) -> UUID | None:
-        """Make the queue's entry of `command` what the command is."""
+    async def _tell_of_device(self, change: Change, device: Device) -> None:
+        if change.change in ENDING:
+            offline = change.change in ("suspended", "deleted")
+            await self._sessions.revoke(device.id, device.credential_epoch, change.change, offline=offline)
+        for published in self._announce(change):
+            await published
+        if change.change == "deleted":
+            await self._sessions.forget(device.id)
+
+    def _announce(self, change: Change) -> Iterator[Awaitable[str]]:
+        for told in announcements.of(change):
+            customer_id = change.record.customer_id
+            yield self._events.publish(customer_id, told.subject, change.version, told.rooms, told.event)
+
+    def _index(self, command: Command) -> Awaitable[str | None]:
+        """Make the queue's entry of `command` what the command is; for an ended one, the id of what follows it."""
         if command.status is CommandStatus.QUEUED:
-            await self._queue.enqueue(command)
-        elif is_final(command.status):
-            return await self._queue.settle(command.device_id, command.id)
-        elif command.status in HELD:
-            await self._queue.hold(command)
-        return None
+            return self._queue.enqueue(command)
+        if is_final(command.status):
+            return self._queue.settle(command.device_id, command.id)
+        if command.status in HELD:
+            return self._queue.hold(command)
+        return _nothing()
 
     async def index(self, command: Command) -> None:
         """Put one command of the truth into the index, without announcing it."""
@@ -121,7 +187,7 @@ class Dispatcher:
                 record = await self._read(connection, row["subject"], row["subject_id"])
                 if record is not None:
                     change = Change(row["subject"], record, row["change"], row["request_id"], row["id"])
-                    await self._apply(change, {})
+                    await self._tell(change).done()
             await connection.execute(_OUTBOX["delete_outbox"], [row["id"] for row in rows])
         return len(rows)
 

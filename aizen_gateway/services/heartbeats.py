@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from ..domain.clock import from_ms, rfc3339
+from ..domain.clock import from_ms, rfc3339, rfc3339_ms
 from ..domain.errors import Unavailable
 from ..domain.values import DeviceCaller, DeviceStatus, HeartbeatStatus, Origin
 from ..logs import bind_context
@@ -36,7 +36,7 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    at: datetime
+    at_ms: int
     metrics: dict[str, Any] | None
     diagnostics: Any
 
@@ -77,14 +77,13 @@ class Heartbeats:
         beat = await self._presence.beat(token, shown.value, heartbeat, over_socket=over_socket)
         caller = beat.caller
         bind_context(device_id=caller.device_id, customer_id=caller.customer_id)
-        now = from_ms(caller.now_ms)
         if caller.uid in self._behind or len(self._behind) < _MOST_BEHIND:
-            self._behind[caller.uid] = _Written(now, metrics, diagnostics)
+            self._behind[caller.uid] = _Written(caller.now_ms, metrics, diagnostics)
         if beat.change is not None:
             await self._attendance.change(beat.change, origin)
         return {
             "success": True,
-            "timestamp": rfc3339(now),
+            "timestamp": rfc3339_ms(caller.now_ms),
             "nextHeartbeat": self.interval_ms,
             "pendingCommands": beat.pending,
             "acknowledged": True,
@@ -102,7 +101,7 @@ class Heartbeats:
             await self._database.execute(
                 _SQL["save_heartbeats"],
                 list(batch),
-                [written.at for written in batch.values()],
+                [from_ms(written.at_ms) for written in batch.values()],
                 [_json(written.metrics) for written in batch.values()],
                 [_json(written.diagnostics) for written in batch.values()],
             )

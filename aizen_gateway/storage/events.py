@@ -7,7 +7,7 @@ of them, whatever was lost: a message, a connection, the head of the stream, or 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
@@ -106,12 +106,12 @@ class EventStream:
         self._kept_ms = kept_s * 1000
         self._stream_ttl_ms = max(_STREAM_TTL_MS, self._kept_ms)
 
-    async def publish(
+    def publish(
         self, customer_id: UUID, subject: str, version: int, rooms: Sequence[str], event: dict[str, Any]
-    ) -> str | None:
-        """Append and publish; return the event's id, or None when `version` of `subject` is not news."""
+    ) -> Awaitable[str]:
+        """Append and publish; return the event's id, or '' when `version` of `subject` is not news. Sent at once."""
         text = orjson.dumps(event).decode()
-        published = await self._store.run(
+        return self._store.begin(
             "publish_event",
             [
                 keys.customer_stream(customer_id),
@@ -132,7 +132,6 @@ class EventStream:
                 self._kept_ms,
             ],
         )
-        return published or None
 
     async def tail(self, customer_id: UUID) -> Order:
         """The last event's place, `BEGINNING` when there is none. Raises `Unavailable`."""

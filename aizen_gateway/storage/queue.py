@@ -5,8 +5,8 @@ PostgreSQL confirms every claim, so nothing here can make a command run twice; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from ..domain.clock import to_ms
@@ -21,8 +21,7 @@ _PLACES = 2**49
 WAKE = "wake"
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(NamedTuple):
     """What one claim took from the index. `next_lease_end_ms` is 0 when nothing is leased; times are Redis's clock."""
 
     caller: DeviceCaller
@@ -56,17 +55,20 @@ class Queue:
         """The clock of all leases. Raises `Unavailable`."""
         return await self._store.time_ms()
 
-    async def enqueue(self, command: Command) -> None:
-        """Put a queued command at its place and wake who waits for it. Idempotent."""
+    def enqueue(self, command: Command) -> Awaitable[None]:
+        """Put a queued command at its place and wake who waits for it. Idempotent.
+
+        As `hold` and `settle` it is sent at once.
+        """
         keys = DeviceKeys.of(command.device_id)
         args = [str(command.id), _record(command), _score(command), keys.channel]
-        await self._store.run("enqueue", keys.queue, args)
+        return self._store.begin("enqueue", keys.queue, args)
 
-    async def hold(self, command: Command) -> None:
+    def hold(self, command: Command) -> Awaitable[None]:
         """Make the lease of a claimed command what the truth says it is. Idempotent."""
         assert command.visible_until is not None
         keys = DeviceKeys.of(command.device_id)
-        await self._store.run("hold", keys.queue, [str(command.id), _record(command), to_ms(command.visible_until)])
+        return self._store.begin("hold", keys.queue, [str(command.id), _record(command), to_ms(command.visible_until)])
 
     async def give_back(self, device_id: str, ids: Sequence[UUID]) -> None:
         """Undo leases that the truth never saw."""
@@ -77,11 +79,10 @@ class Queue:
         """Tell the device's socket, wherever it is, that a command it may have is to stop; `notice` is JSON."""
         await self._store.call("PUBLISH", DeviceKeys.of(device_id).channel, f"canceled {notice}")
 
-    async def settle(self, device_id: str, command_id: UUID) -> UUID | None:
-        """Leave nothing of an ended command; return the id of the next one that could be claimed."""
+    def settle(self, device_id: str, command_id: UUID) -> Awaitable[str]:
+        """Leave nothing of an ended command; return the id of the next one that could be claimed, '' for none."""
         keys = DeviceKeys.of(device_id)
-        following = await self._store.run("settle", keys.queue, [str(command_id), keys.channel])
-        return UUID(following) if following else None
+        return self._store.begin("settle", keys.queue, [str(command_id), keys.channel])
 
 
 def _score(command: Command) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -171,6 +171,27 @@ class RedisStore:
         try:
             try:
                 return await self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
+            except NoScriptError:
+                return await self.client.run_script(("EVAL", self._scripts[script], len(keys), *keys, *args))
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+    def begin(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
+        """As `run`, but sent now, before whatever is begun after it; the answer is there to be awaited, and must be.
+
+        In a cluster it is sent when it is awaited, since what goes to different nodes keeps no order.
+        """
+        try:
+            sent = self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
+        except (RedisError, OSError):
+            # Away just now: the answer tells.
+            return self.run(script, keys, args)
+        return self._answer(sent, script, keys, args)
+
+    async def _answer(self, sent: Awaitable[Any], script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        try:
+            try:
+                return await sent
             except NoScriptError:
                 return await self.client.run_script(("EVAL", self._scripts[script], len(keys), *keys, *args))
         except (RedisError, OSError) as error:

@@ -168,3 +168,26 @@ async def test_a_refused_call_is_logged_with_its_code_alone(
     assert (line["status"], line["error_code"]) == (400, "INVALID_REQUEST")
     assert "a-wrong-secret" not in gateway.run.text
     assert "a-strange-limit" not in gateway.run.text
+
+
+async def test_what_is_asked_all_the_time_is_told_when_it_has_a_name_or_a_bad_answer(
+    start_gateway_process: StartGatewayProcess, http: ClientSession, database: Database
+) -> None:
+    gateway = await start_gateway_process()
+    world = await World.create(gateway.url, http, database)
+    device = await world.device()
+    for _ in range(3):
+        expect(await device.heartbeat(), 200)
+        expect(await device.post(f"{API}/device/commands/claim", {}), 200)
+        expect(await device.get("/healthz"), 200)
+    expect(await device.post(f"{API}/device/heartbeat", {"status": "unknown"}), 400)
+    session = await world.owner.open_session(device.device_id)
+    await world.owner.submit(session["id"])
+    expect(await device.post(f"{API}/device/commands/claim", {}), 200)
+    await device.call("GET", "/healthz", headers={"X-Request-ID": "named"})
+    assert await gateway.run.stop() == 0
+    told = [(entry["route"], entry["status"]) for entry in gateway.run.entries if entry["event"] == "request"]
+    assert told.count((f"{API}/device/heartbeat", 400)) == 1
+    assert told.count((f"{API}/device/heartbeat", 200)) == 0
+    assert told.count((f"{API}/device/commands/claim", 200)) == 1
+    assert told.count(("/healthz", 200)) == 1
