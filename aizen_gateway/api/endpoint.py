@@ -194,7 +194,10 @@ def _body_reader(route: Route) -> _Read | None:
         body = known.get(raw)
         if body is None:
             body = load(schema, parse_object(raw) if raw else {})
-            if len(known) < _MOST_KNOWN and len(raw) <= _MOST_KNOWN_OCTETS:
+            if len(raw) <= _MOST_KNOWN_OCTETS:
+                if len(known) >= _MOST_KNOWN:
+                    # The oldest; when it was one of the usual ones it is soon back.
+                    del known[next(iter(known))]
                 known[raw] = body
         return body, {}
 

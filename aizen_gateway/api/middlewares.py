@@ -136,6 +136,8 @@ def put_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     headers["X-Request-ID"] = request.get(REQUEST_ID) or request_id_of(request)
     for name, text in FIXED_HEADERS.items():
         headers.setdefault(name, text)
+    # The framework has put its own name and version there.
+    headers["Server"] = FIXED_HEADERS["Server"]
 
 
 def _length(response: web.StreamResponse) -> int:

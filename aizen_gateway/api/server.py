@@ -203,6 +203,10 @@ class _Protocol(RequestHandler):
         return not self._waits and self._payload_parser is None
 
     def data_received(self, data: bytes) -> None:
+        if self._exchanging and self._waits:
+            # What came since the last answer was the rest of a body that the answer did not wait for.
+            self._server.exchanges.end(self)
+            self._exchanging = False
         super().data_received(data)
         self._active_at = self._loop.time()
         if not self._waits:
@@ -232,8 +236,8 @@ class _Protocol(RequestHandler):
 
     def exchange_overdue(self) -> None:
         """Break off a client that takes too long to send its request, or to take the answer."""
-        # An open socket lives as long as it likes.
-        if self._payload_parser is None and self.transport is not None:
+        # An open socket lives as long as it likes, and so does a connection on which no request is under way.
+        if self.is_answering and self.transport is not None:
             _log.info("slow_client", seconds=self._server.limits.exchange)
             self.transport.abort()
 

@@ -12,7 +12,7 @@ from ..domain.clock import from_ms, to_ms
 from ..domain.errors import Unavailable
 from ..domain.lifecycle import HELD
 from ..domain.records import Command
-from ..domain.values import DeviceCaller, Origin
+from ..domain.values import CommandStatus, DeviceCaller, Origin
 from ..logs import bind_context
 from ..metrics import Metrics
 from ..storage import queries
@@ -100,6 +100,9 @@ class Claiming:
             command = command_of(row)
             if command.status in HELD and command.visible_until is not None and command.visible_until > now:
                 await self._queue.hold(command)
+            elif command.status is CommandStatus.QUEUED and command.device_uid == caller.uid and command.claim_by > now:
+                # Handed back since, or not confirmed for a reason that has passed: it waits again.
+                await self._queue.enqueue(command)
             else:
                 # Ended, or about to be by the sweep, which puts back what may still be delivered.
                 await self._queue.settle(caller.device_id, command.id)

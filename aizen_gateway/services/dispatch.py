@@ -67,7 +67,6 @@ class _Telling:
             raise failure
         return following
 
-
     @property
     def _steps(self) -> Iterator[Awaitable[Any]]:
         yield from self.first
@@ -187,7 +186,11 @@ class Dispatcher:
                 record = await self._read(connection, row["subject"], row["subject_id"])
                 if record is not None:
                     change = Change(row["subject"], record, row["change"], row["request_id"], row["id"])
-                    await self._tell(change).done()
+                    telling = self._tell(change)
+                    try:
+                        await telling.done()
+                    finally:
+                        telling.drop()
             await connection.execute(_OUTBOX["delete_outbox"], [row["id"] for row in rows])
         return len(rows)
 

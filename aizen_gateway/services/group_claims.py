@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from ..domain.clock import from_ms
+from ..domain.errors import Unavailable
 from ..domain.lifecycle import after_ms
 from ..domain.values import DeviceCaller, Origin
 from ..storage import queries
@@ -40,7 +41,10 @@ class GroupClaims:
         self._groups: Groups[Wanted, Rows] = Groups(self._confirm_together)
 
     async def confirm(self, wanted: Wanted) -> Rows:
-        """The commands that the truth lets the device have, as rows. Raises `Unavailable`; then it has none."""
+        """The commands that the truth lets the device have, as rows, in the order in which they are wanted.
+
+        Raises `Unavailable`; then it has none.
+        """
         rows = await self._groups.do(wanted) or []
         left = set(wanted.ids) - {row["id"] for row in rows}
         if left:
@@ -52,8 +56,14 @@ class GroupClaims:
                 wanted.visibility_ms,
                 wanted.origin,
             )
-            # What was confirmed already is the device's, whatever happens to the rest.
-            rows = [*rows, *await self._run(_SQL["confirm_claims"], [alone])]
+            try:
+                rows = [*rows, *await self._run(_SQL["confirm_claims"], [alone])]
+            except Unavailable:
+                # What was confirmed already is the device's, whatever happens to the rest.
+                if not rows:
+                    raise
+            order = {command_id: place for place, command_id in enumerate(wanted.ids)}
+            rows = sorted(rows, key=lambda row: order[row["id"]])
         return rows
 
     async def _confirm_together(self, group: Sequence[Wanted]) -> Sequence[Rows | None]:

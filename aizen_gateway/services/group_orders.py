@@ -80,10 +80,11 @@ class GroupOrders:
             placed = await connection.fetch(
                 _COMMANDS["submit_commands"], *columns, [row["id"] for row in held], MAX_OPEN_COMMANDS
             )
-        changes = {
-            row["id"]: Change("command", command_of(row), row["change"], row["request_id"], row["version"])
-            for row in placed
-        }
+            # Before the commit: what has failed has done nothing, and may be done again.
+            changes = {
+                row["id"]: Change("command", command_of(row), row["change"], row["request_id"], row["version"])
+                for row in placed
+            }
         return [changes.get(command_id) for command_id in ids]
 
     async def close(self) -> None:

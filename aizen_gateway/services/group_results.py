@@ -68,11 +68,11 @@ class GroupResults:
                 [one.command_id for one in group],
                 [one.caller.uid for one in group],
             )
-            commands = {row["id"]: command_of(row) for row in rows}
+            commands = {(row["id"], row["device_uid"]): command_of(row) for row in rows}
             taken: list[Taken | GatewayError | None] = []
             for one in group:
                 # Of several results of one command the others are taken after the first, each alone.
-                command = commands.pop(one.command_id, None)
+                command = commands.pop((one.command_id, one.caller.uid), None)
                 taken.append(None if command is None else _judged(one, command))
             versions = await _save(connection, group, taken)
         return [_announced(one, result, versions) for one, result in zip(group, taken, strict=True)]

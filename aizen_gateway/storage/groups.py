@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
+
+import structlog
+
+from ..domain.errors import Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,22 +23,30 @@ _AT_ONCE = 2
 _MOST = 64
 # More callers than connections could bring; one beyond them goes alone, and waits for a connection like everybody.
 _MOST_WAITING = 5_000
+# Seconds in which groups may still end when they are closed.
+_LAST_S = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 class Groups(Generic[Item, Result]):
     """Owns the runs of one kind of work.
 
-    `work` does several items and returns a result for each, in order; None for what must be done alone. What it raises
-    is raised to all callers.
+    `work` does several items and returns a result for each, in order; None for what must be done alone. When it raises
+    it has done nothing: `Unavailable` is for all callers; any other failure is that of one of them, nobody knows whose,
+    and each is done alone.
     """
 
     def __init__(self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result | None]]]) -> None:
         self._work = work
         self._waiting: list[tuple[Item, asyncio.Future[Result | None]]] = []
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def do(self, item: Item) -> Result | None:
-        """Have `item` done with others; None when it must be done alone. Raises what the work raises."""
+        """Have `item` done with others; None when it must be done alone. Raises `Unavailable`."""
+        if self._closed:
+            raise Unavailable("The gateway is stopping.")
         if len(self._waiting) >= _MOST_WAITING:
             return None
         done: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
@@ -43,39 +56,55 @@ class Groups(Generic[Item, Result]):
         return await done
 
     def _start(self) -> None:
-        task = asyncio.create_task(self._run(), name="group")
+        # In a context of its own: what a group logs is about no single caller.
+        task = asyncio.create_task(self._run(), name="group", context=Context())
         self._running.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._waiting and len(self._running) < _AT_ONCE:
+        if self._waiting and not self._closed and len(self._running) < _AT_ONCE:
             self._start()
 
     async def _run(self) -> None:
-        group = self._waiting[:_MOST]
+        # Whoever has given up meanwhile wants nothing done any more.
+        group = [(item, done) for item, done in self._waiting[:_MOST] if not done.done()]
         del self._waiting[:_MOST]
         if not group:
             return
         try:
             results = await self._work([item for item, _ in group])
+        except asyncio.CancelledError:
+            _tell(group, Unavailable("The gateway is stopping."))
+            raise
+        except Unavailable as error:
+            _tell(group, error)
+        except Exception as error:
+            _log.warning("group is done one by one", size=len(group), problem=type(error).__name__)
+            for _, done in group:
+                if not done.done():
+                    done.set_result(None)
+        else:
             for (_, done), result in zip(group, results, strict=True):
                 if not done.done():
                     done.set_result(result)
-        except BaseException as error:
-            for _, done in group:
-                if not done.done():
-                    if isinstance(error, Exception):
-                        done.set_exception(error)
-                    else:
-                        done.cancel()
-            if not isinstance(error, Exception):
-                raise
 
     async def close(self) -> None:
-        """Let what runs end, for a moment; then break it off."""
-        if self._running:
-            _, left = await asyncio.wait(self._running, timeout=2.0)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+        """Let what runs or waits end, for a moment; then break it off. Whoever is left gets `Unavailable`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LAST_S
+        while self._running and (left := until - loop.time()) > 0:
+            await asyncio.wait(self._running, timeout=left)
+        self._closed = True
+        running, waiting = tuple(self._running), tuple(self._waiting)
+        self._waiting.clear()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        _tell(waiting, Unavailable("The gateway is stopping."))
+
+
+def _tell(group: Sequence[tuple[object, asyncio.Future[Result | None]]], error: Unavailable) -> None:
+    for _, done in group:
+        if not done.done():
+            done.set_exception(error)

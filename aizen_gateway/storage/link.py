@@ -157,9 +157,10 @@ class _Wire(asyncio.Protocol):
         """Send a command with all others of this tick. Raises when it cannot be sent."""
         if self.lost or self._full or len(self._calls) >= _MOST_CALLS:
             raise RedisConnectionError("Redis is away, or too many calls wait for it.")
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]
+        self._unsent.append(packed)
         answer = self._loop.create_future()
         self._calls.append(answer)
         return answer
@@ -190,7 +191,7 @@ class _Wire(asyncio.Protocol):
                 if call.done():
                     continue
                 if isinstance(answer, Exception):
-                    call.set_exception(answer)
+                    _fail(call, answer)
                     stale = stale or isinstance(answer, ReadOnlyError)
                 else:
                     call.set_result(answer)
@@ -231,10 +232,16 @@ class _Wire(asyncio.Protocol):
         while self._calls:
             call = self._calls.popleft()
             if not call.done():
-                call.set_exception(error)
+                _fail(call, error)
 
     async def close(self) -> None:
         """End it, and have the library forget it."""
         self._end(RedisConnectionError("The connection has been closed."))
         self._transport.abort()
         await self._connection.disconnect(nowait=True)
+
+
+def _fail(call: asyncio.Future[Any], error: Exception) -> None:
+    call.set_exception(error)
+    # Whoever waits is told; when nobody does any more, it is no news.
+    call.exception()

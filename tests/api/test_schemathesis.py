@@ -37,7 +37,7 @@ CHECKS = {
     GenerationMode.NEGATIVE: [*EVERY_ANSWER, checks.negative_data_rejection],
 }
 # Cases of an operation that the caller's token opens, and of one that it does not.
-EXAMPLES, EXAMPLES_OF_OTHERS = 8, 1
+EXAMPLES, EXAMPLES_OF_OTHERS = 5, 1
 _LONGEST_WAIT_MS = 20
 
 Operation = APIOperation[Any, Any, Any, Any]

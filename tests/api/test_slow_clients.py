@@ -189,6 +189,30 @@ async def test_a_client_that_does_not_take_its_answer_is_broken_off(serve: Serve
     line.close()
 
 
+async def test_a_body_that_came_after_its_answer_takes_no_time_from_the_next_request(serve: Serve) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.Response(body=b"no")
+
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.8)
+        return web.Response(body=b"slow")
+
+    _, port = await serve(bare_app(refuse=refuse, slow=slow), exchange=1.0)
+    line = await Line.open(port)
+    await line.send(b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+    assert (await line.answer()).endswith(b"no")
+    await line.send(b"body", pause=0.5)
+    await line.send(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    assert (await line.answer()).endswith(b"slow")
+    # Nor is a connection broken off that merely waits.
+    await line.send(b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+    assert (await line.answer()).endswith(b"no")
+    await line.send(b"body", pause=1.2)
+    await line.send(_HEALTH)
+    assert (await line.answer()).startswith(_OK)
+    line.close()
+
+
 async def test_an_open_socket_outlives_every_limit(serve: Serve) -> None:
     async def echo(request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse()
