@@ -214,7 +214,8 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
     yield
     await end(*loops)
     await gateway.bus.stop()
-    await asyncio.gather(*(part.close() for part in (gateway.commands, gateway.claiming, gateway.delivery)))
+    parts = (gateway.commands, gateway.claiming, gateway.delivery, gateway.attendance)
+    await asyncio.gather(*(part.close() for part in parts))
     for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
         with suppress(Exception):
             await asyncio.wait_for(flush(), 2.0)

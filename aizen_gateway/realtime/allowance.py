@@ -8,6 +8,8 @@ import time
 class Allowance:
     """`rate` is messages a minute, 0 for no limit. Local to a socket, so the process's own clock will do."""
 
+    __slots__ = ("_at", "_left", "_rate")
+
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._left = float(rate)

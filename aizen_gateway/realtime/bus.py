@@ -44,23 +44,32 @@ class Handler(Protocol):
 class Listener:
     """Wakes whoever waits; what counts is read from the store, so a gap is as good as a message."""
 
+    __slots__ = ("_waiter", "_woken")
+
     def __init__(self) -> None:
-        self._woken = asyncio.Event()
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def message(self, data: str) -> None:
-        self._woken.set()
+        self.gap()
 
     def gap(self) -> None:
-        self._woken.set()
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for a message for at most `seconds`; return whether one came."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            return False
-        self._woken.clear()
+        """Wait for a message for at most `seconds`; return whether one came. One at a time."""
+        if not self._woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._waiter
+            except TimeoutError:
+                return False
+            finally:
+                self._waiter = None
+        self._woken = False
         return True
 
 
@@ -75,10 +84,15 @@ class Bus:
         self._timed = timed
         self._pinged_at = 0.0
         self._control = f"aizen:instance:{instance_id}"
-        self._handlers: dict[str, set[Handler]] = {}
+        # Most channels have one: a tuple is small, and may be walked while somebody comes or goes.
+        self._handlers: dict[str, tuple[Handler, ...]] = {}
         self._idle: dict[str, float] = {}
         self._joined: set[str] = set()
-        self._confirmed: dict[str, asyncio.Event] = {}
+        # Channels to be joined or left: no walk over all of them when one comes or goes.
+        self._joining: set[str] = set()
+        self._leaving: set[str] = set()
+        self._confirmed: set[str] = set()
+        self._awaited: dict[str, asyncio.Future[None]] = {}
         self._lost: set[str] = set()
         self._changed = asyncio.Event()
         self._heard = 0.0
@@ -104,25 +118,31 @@ class Bus:
 
     def attach(self, channel: str, handler: Handler) -> None:
         """Join `channel` on behalf of `handler`; it may miss messages until `confirmed` returns."""
-        self._handlers.setdefault(channel, set()).add(handler)
+        self._handlers[channel] = (*self._handlers.get(channel, ()), handler)
         self._idle.pop(channel, None)
-        if not self._confirmed.setdefault(channel, asyncio.Event()).is_set():
+        self._leaving.discard(channel)
+        if channel not in self._joined:
+            self._joining.add(channel)
             self._changed.set()
 
     async def confirmed(self, channel: str) -> None:
         """Wait until the server has confirmed `channel`: nothing later is missed. Raises `Unavailable`."""
-        try:
-            async with asyncio.timeout(_CONFIRM):
-                await self._confirmed[channel].wait()
-        except TimeoutError as error:
-            raise Unavailable("Redis is not reachable.") from error
+        if channel in self._confirmed:
+            return
+        awaited = self._awaited.get(channel)
+        if awaited is None:
+            awaited = self._awaited[channel] = asyncio.get_running_loop().create_future()
+        if not (await asyncio.wait((awaited,), timeout=_CONFIRM))[0]:
+            raise Unavailable("Redis is not reachable.")
 
     def detach(self, channel: str, handler: Handler) -> None:
         """Take back what `attach` did."""
-        handlers = self._handlers[channel]
-        handlers.discard(handler)
-        if not handlers:
+        handlers = tuple(other for other in self._handlers[channel] if other is not handler)
+        if handlers:
+            self._handlers[channel] = handlers
+        else:
             del self._handlers[channel]
+            self._awaited.pop(channel, None)
             self._idle[channel] = time.monotonic()
 
     @asynccontextmanager
@@ -144,7 +164,7 @@ class Bus:
     @staticmethod
     def _tell_gap(handlers: Iterable[Handler], spread: float) -> None:
         loop = asyncio.get_running_loop()
-        for handler in tuple(handlers):
+        for handler in handlers:
             loop.call_later(random.uniform(0, spread), handler.gap)
 
     async def _run(self) -> None:
@@ -173,6 +193,8 @@ class Bus:
         tasks: list[asyncio.Task[None]] = []
         try:
             self._joined = set()
+            self._joining = {*self._handlers, *self._idle}
+            self._leaving.clear()
             await pubsub.subscribe(self._control)
             self._heard = time.monotonic()
             self._changed.set()
@@ -186,55 +208,56 @@ class Bus:
                 task.result()
         finally:
             await end(*tasks)
-            for channel, event in self._confirmed.items():
-                if event.is_set():
-                    self._lost.add(channel)
-                    event.clear()
+            self._lost |= self._confirmed
+            self._confirmed.clear()
             with suppress(RedisError, OSError):
                 await asyncio.wait_for(pubsub.aclose(), 1.0)
 
     async def _read(self, pubsub: Any) -> None:
         while True:
-            message = await pubsub.get_message(timeout=1.0)
+            # Without a time-out, which would be a timer a message: `_ping` notices silence.
+            message = await pubsub.get_message(timeout=None)
             if message is None:
                 continue
             self._heard = time.monotonic()
             kind, channel = message["type"], message["channel"]
-            if kind == "subscribe" and channel in self._confirmed:
-                self._confirm(channel)
+            if kind == "subscribe":
+                if channel in self._joined:
+                    self._confirm(channel)
             elif kind == "message":
                 if channel == self._control:
                     self._timed(self._heard - self._pinged_at)
-                for handler in tuple(self._handlers.get(channel, ())):
+                for handler in self._handlers.get(channel, ()):
                     _deliver(handler, message["data"])
 
     def _confirm(self, channel: str) -> None:
         """The server has joined `channel`. One that was joined before had a gap: the client may reconnect silently."""
-        confirmed = self._confirmed[channel]
-        if confirmed.is_set() or channel in self._lost:
+        if channel in self._confirmed or channel in self._lost:
             self._lost.discard(channel)
             self._tell_gap(self._handlers.get(channel, ()), _SPREAD)
-        confirmed.set()
+        self._confirmed.add(channel)
+        awaited = self._awaited.pop(channel, None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
 
     async def _join_and_leave(self, pubsub: Any) -> None:
         """The only writer of the subscriber connection: joins and leaves are one after the other."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if join := self._wanted() - self._joined:
-                await pubsub.subscribe(*join)
+            if join := self._joining:
+                # Noted before the server is told: it may confirm at once.
+                self._joining = set()
                 self._joined |= join
-            # Asked again, for somebody may have come meanwhile who takes an old channel for joined.
-            if leave := self._joined - self._wanted():
+                await pubsub.subscribe(*join)
+            # Whoever came meanwhile and takes an old channel for joined has taken it off this list.
+            if leave := self._leaving & self._joined:
                 # Forgotten before the server is told, so that whoever comes back meanwhile joins anew, after it.
                 self._joined -= leave
-                for channel in leave:
-                    self._confirmed.pop(channel, None)
-                    self._lost.discard(channel)
+                self._confirmed -= leave
+                self._lost -= leave
+                self._leaving = set()
                 await pubsub.unsubscribe(*leave)
-
-    def _wanted(self) -> set[str]:
-        return set(self._handlers) | set(self._idle)
 
     async def _ping(self) -> None:
         """Hear oneself: a server that hangs without closing is noticed by nothing else. Leaves idle channels too."""
@@ -249,6 +272,7 @@ class Bus:
                 raise Unavailable("The subscriber hears nothing.")
             for channel in [name for name, since in self._idle.items() if now - since > _LINGER]:
                 del self._idle[channel]
+                self._leaving.add(channel)
                 self._changed.set()
 
 

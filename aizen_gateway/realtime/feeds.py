@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from uuid import UUID
@@ -30,6 +29,8 @@ from .tasks import end
 _RETRY = 0.5
 _REACH = 2.0
 _STALLED = 30.0
+# Sockets that get an event before others have a turn: a millisecond or two of work.
+_AT_A_TIME = 100
 # What a feed keeps at hand of what it delivered, for sockets that just missed it, and of what it heard while it reads.
 _MOST_RECENT = 128
 _MOST_RECENT_OCTETS = 256 * 1024
@@ -102,9 +103,13 @@ class Feed:
         self._held: deque[StoredEvent] = deque(maxlen=_MOST_RECENT)
         self._doubtful = False
         self._mending: asyncio.Task[None] | None = None
+        # The event that is going out, the sockets that have yet to be offered it, and what does so.
+        self._out: StoredEvent | None = None
+        self._left: set[Subscriber] = set()
+        self._spreading: asyncio.Task[None] | None = None
 
     def message(self, data: str) -> None:
-        """A published event. While a gap is being mended it waits for what came before it."""
+        """A published event. While a gap is being mended, or another goes out, it waits for what came before it."""
         self._held.append(StoredEvent.published(data))
         if self._begun and self._mending is None:
             self._take_held()
@@ -123,13 +128,12 @@ class Feed:
                 self._take_held()
 
     async def stop(self) -> None:
-        """End the mending that may be under way."""
-        if self._mending is not None:
-            await end(self._mending)
+        """End what may be under way."""
+        await end(*(task for task in (self._mending, self._spreading) if task is not None))
 
     def _take_held(self) -> None:
         """Deliver what was heard, so far as it follows what was delivered."""
-        while self._held:
+        while self._held and self._spreading is None:
             event = self._held.popleft()
             if event.order <= self._last:
                 continue
@@ -145,8 +149,36 @@ class Feed:
         self._octets += len(event.frame)
         while len(self._recent) > _MOST_RECENT or self._octets > _MOST_RECENT_OCTETS:
             self._octets -= len(self._recent.popleft().frame)
-        for subscriber in tuple(self.subscribers):
-            subscriber.offer(event)
+        if len(self.subscribers) <= _AT_A_TIME:
+            for subscriber in tuple(self.subscribers):
+                subscriber.offer(event)
+        else:
+            self._out, self._left = event, set(self.subscribers)
+            self._spreading = asyncio.create_task(self._spread(event), name="feed-spread")
+
+    async def _spread(self, event: StoredEvent) -> None:
+        """Offer an event to many sockets, and let others have their turn on the way. The next event waits."""
+        left = self._left
+        try:
+            while left:
+                for _ in range(min(_AT_A_TIME, len(left))):
+                    left.pop().offer(event)
+                await asyncio.sleep(0)
+        finally:
+            self._out = self._spreading = None
+        if self._mending is None:
+            self._take_held()
+
+    def _catch_up(self, subscriber: Subscriber) -> None:
+        """Offer a socket the last event now, if it is yet to be: so that it is where the feed is."""
+        if self._out is not None and subscriber in self._left:
+            self._left.discard(subscriber)
+            subscriber.offer(self._out)
+
+    async def _spread_out(self) -> None:
+        """Wait until the last event has gone out."""
+        while self._spreading is not None:
+            await asyncio.wait({self._spreading})
 
     def _mend_if_doubtful(self) -> None:
         if self._doubtful and self._begun and self._mending is None:
@@ -158,9 +190,11 @@ class Feed:
             while self._doubtful:
                 self._doubtful = False
                 page = await self._patient_page(self._last, lambda: False)
+                await self._spread_out()
                 if page.complete:
                     for event in page.events:
                         self._deliver(event)
+                        await self._spread_out()
                 else:
                     self._lose(page)
                 if page.reached < page.tail:
@@ -172,6 +206,7 @@ class Feed:
     def _lose(self, page: Page) -> None:
         """Events are gone that nobody here saw: only a resumed subscription can tell a portal so."""
         _log.warning("events lost", customer_id=str(self.customer_id), sockets=len(self.subscribers))
+        self._left.clear()
         self._recent.clear()
         self._octets = 0
         self._last = page.tail
@@ -216,6 +251,7 @@ class Feed:
         asked = order_of(after) if after is not None else None
         if asked is None:
             await self._reach(await self._stream.tail(self.customer_id))
+            self._catch_up(subscriber)
             subscriber.rooms.setdefault(room, self._last)
             return self._past(0, complete=after is None)
 
@@ -235,6 +271,7 @@ class Feed:
             page = await self._stream.page(self.customer_id, page.reached)
             complete = complete and page.complete
         # Nothing is awaited from here on: what comes after the feed's last event is for the cursor.
+        self._catch_up(subscriber)
         count += sum(subscriber.missed(event, room) for event in rest)
         subscriber.rooms[room] = min(asked, self._last, subscriber.rooms.get(room, self._last))
         if count:
@@ -291,22 +328,25 @@ class Feeds:
         self._stream = stream
         self._feeds: dict[UUID, Feed] = {}
 
-    @asynccontextmanager
-    async def follow(self, customer_id: UUID, subscriber: Subscriber) -> AsyncIterator[Feed]:
-        """Take part in a customer's feed for as long as the block lasts. Raises `Unavailable`."""
+    async def follow(self, customer_id: UUID, subscriber: Subscriber) -> Feed:
+        """Take part in a customer's feed until `leave`, which must follow. Raises `Unavailable`."""
         channel = keys.customer_channel(customer_id)
         feed = self._feeds.get(customer_id)
         if feed is None:
             feed = self._feeds[customer_id] = Feed(customer_id, self._stream)
             self._bus.attach(channel, feed)
         feed.subscribers.add(subscriber)
-        try:
-            await self._bus.confirmed(channel)
-            await feed.begin()
-            yield feed
-        finally:
-            feed.subscribers.discard(subscriber)
-            if not feed.subscribers and self._feeds.get(customer_id) is feed:
-                del self._feeds[customer_id]
-                self._bus.detach(channel, feed)
-                await feed.stop()
+        await self._bus.confirmed(channel)
+        await feed.begin()
+        return feed
+
+    async def leave(self, customer_id: UUID, subscriber: Subscriber) -> None:
+        """Take part no more."""
+        feed = self._feeds.get(customer_id)
+        if feed is None:
+            return
+        feed.subscribers.discard(subscriber)
+        if not feed.subscribers:
+            del self._feeds[customer_id]
+            self._bus.detach(keys.customer_channel(customer_id), feed)
+            await feed.stop()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from ..domain.errors import Unavailable
 from .connection import CloseCode, Connection, ConnectionLimits
+from .later import Later
 
 # Sockets closed at once, and the seconds between two batches: their clients come back together.
 _BATCH = 100
@@ -23,6 +23,7 @@ class LiveSockets:
     ) -> None:
         """`ended` is told the gateway's close code of each socket, None when there was none."""
         self.limits = limits or ConnectionLimits()
+        self.timers = Later()
         self._ended = ended
         self._connections: set[Connection] = set()
         self._draining = False
@@ -38,20 +39,23 @@ class LiveSockets:
         if self._draining:
             raise Unavailable("The gateway is going away.", retry_after=1)
 
-    @contextmanager
-    def track(self, connection: Connection) -> Iterator[None]:
+    def track(self, connection: Connection) -> Tracked:
         """Count `connection` while the block lasts."""
+        return Tracked(self, connection)
+
+    def add(self, connection: Connection) -> None:
+        """Count `connection` from now on; it is told at once when the instance goes away already."""
         self._connections.add(connection)
         self._empty.clear()
         if self._draining:
             connection.end(CloseCode.GOING_AWAY, "draining")
-        try:
-            yield
-        finally:
-            self._connections.discard(connection)
-            self._ended(connection.close_code)
-            if not self._connections:
-                self._empty.set()
+
+    def remove(self, connection: Connection) -> None:
+        """It has ended."""
+        self._connections.discard(connection)
+        self._ended(connection.close_code)
+        if not self._connections:
+            self._empty.set()
 
     async def drain(self, within: float) -> None:
         """Close all sockets 1001 in batches, over at most about half of `within` seconds, and wait for their ends.
@@ -73,3 +77,19 @@ class LiveSockets:
         except TimeoutError:
             for connection in list(self._connections):
                 connection.abort()
+
+
+class Tracked:
+    """A block in which a connection is counted."""
+
+    __slots__ = ("_connection", "_live")
+
+    def __init__(self, live: LiveSockets, connection: Connection) -> None:
+        self._live = live
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._live.add(self._connection)
+
+    def __exit__(self, *_exc: object) -> None:
+        self._live.remove(self._connection)

@@ -6,6 +6,7 @@ Hints may be lost or read late, so what they say is checked against Redis whenev
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,9 +22,9 @@ from ..domain.records import Command
 from ..domain.values import DeviceCaller, Origin
 from ..realtime.connection import CloseCode, Connection
 from ..realtime.frames import frame
-from ..realtime.tasks import whole
+from ..realtime.later import Cancellable, Timers
 from ..storage.device_sessions import DeviceSessions, Ticket
-from ..storage.presence import Presence, Standing
+from ..storage.presence import Presence, PresenceChange, Standing
 from .announcements import stop_payload
 from .attendance import Attendance
 from .claiming import Claiming
@@ -35,6 +36,8 @@ _RETRY = 1.0
 # However sure the hints are, a socket looks anew this often.
 _SURE_FOR = 60.0
 _FORBIDDEN = frozenset({"suspended", "deleted"})
+# Hints that are kept while the device is being taken over; when there are more, everything is looked at instead.
+_MOST_EARLY = 16
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ class SocketParts:
     attendance: Attendance
     claiming: Claiming
     delivery: Delivery
+    timers: Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,38 @@ class Pushed:
 
 
 class DeviceSocket:
-    """One device's socket. Handles the messages of the device's channel."""
+    """One device's socket. Handles the messages of the device's channel.
+
+    It works, as a task, only while something is due; in between there is a timer.
+    """
+
+    __slots__ = (
+        "_again",
+        "_begun",
+        "_caller",
+        "_change",
+        "_context",
+        "_early",
+        "_heard_text_at",
+        "_leases",
+        "_loop",
+        "_nothing_waits",
+        "_number",
+        "_options",
+        "_parts",
+        "_pushed",
+        "_session_ends",
+        "_settled",
+        "_settling",
+        "_sure_until",
+        "_ticket",
+        "_timer",
+        "_told",
+        "_work",
+        "connection",
+        "origin",
+        "token",
+    )
 
     def __init__(
         self,
@@ -88,17 +123,34 @@ class DeviceSocket:
         self._caller: DeviceCaller | None = None
         self._number: int | None = None
         self._pushed: dict[UUID, Pushed] = {}
-        self._told: set[UUID] = set()
-        self._look = asyncio.Event()
-        # Until the first look nobody knows what was missed while the socket opened.
+        self._told: frozenset[UUID] = frozenset()
+        # What is heard before the device is taken over, which may be about what the answer to that does not tell yet.
+        self._early: list[str] | None = []
         self._sure_until = float("-inf")
         self._heard_text_at = float("-inf")
         self._session_ends = 0.0
         self._loop = asyncio.get_running_loop()
-        # Set after the first look, or at the end: what the device says is done after it was announced.
-        self.settled = asyncio.Event()
-        for event in (self._look, self.settled):
-            connection.when_ending(event.set)
+        # Hints come from elsewhere; what is done about them is logged as this socket's.
+        self._context = contextvars.copy_context()
+        self._work: asyncio.Task[None] | None = None
+        self._begun = self._again = False
+        self._timer: Cancellable | None = None
+        # After the first look, or at the end: what the device says is done after it was announced.
+        self._settled = False
+        self._settling: asyncio.Event | None = None
+        self._change: PresenceChange | None = None
+        self._leases: Mapping[UUID, float] | None = None
+        self._nothing_waits = False
+        connection.when_ending(self._ended)
+
+    @property
+    def device_id(self) -> str:
+        return self._ticket.device_id
+
+    @property
+    def channel(self) -> str:
+        """Where hints for the device are published."""
+        return self._ticket.keys.channel
 
     @property
     def caller(self) -> DeviceCaller:
@@ -110,16 +162,27 @@ class DeviceSocket:
         """Become the device's socket. Raises `Unauthenticated`, `Unavailable`."""
         connected = await self._parts.presence.connect(self.token, self.connection.id)
         self._caller, self._number = connected.caller, connected.number
-        self._session_ends = self._loop.time() + (connected.expires_ms - connected.caller.now_ms) / 1000
+        now = self._loop.time()
+        self._session_ends = now + (connected.expires_ms - connected.caller.now_ms) / 1000
+        self._sure_until = now + _SURE_FOR * random.uniform(0.8, 1.2)
+        self._change, self._leases = connected.change, connected.leases
+        self._nothing_waits = connected.nothing_waits
 
     def heard_text(self) -> None:
         """A text frame came: what was pushed before it has arrived."""
         self._heard_text_at = self._loop.time()
 
     def message(self, data: str) -> None:
-        """A hint from whichever instance. Before the device is taken over, the first look tells all of it."""
-        if self._number is None:
-            return
+        """A hint from whichever instance."""
+        if self._begun:
+            self._hear(data)
+        elif self._early is not None:
+            self._early.append(data)
+            if len(self._early) > _MOST_EARLY:
+                self._early = None
+
+    def _hear(self, data: str) -> None:
+        assert self._number is not None
         kind, _, rest = data.partition(" ")
         match kind:
             case "wake" | "ended" | "canceled":
@@ -140,20 +203,24 @@ class DeviceSocket:
     def _hear_of_command(self, kind: str, rest: str) -> None:
         if kind == "canceled":
             notice = orjson.loads(rest)
-            self._told.add(UUID(notice["payload"]["id"]))
+            self._told |= {UUID(notice["payload"]["id"])}
             self.connection.send(frame("command_canceled", notice["payload"], notice["requestId"]))
             return
+        self._nothing_waits = False
         if kind == "ended":
             self._pushed.pop(UUID(rest), None)
         elif rest and UUID(rest) in self._pushed:
             # It waits again; or it did, when this was sent, and has been pushed since.
             self._doubt()
-        self._look.set()
+        self._look()
 
     def gap(self) -> None:
         """Hints may have been missed: look at everything anew."""
+        if not self._begun:
+            self._early = None
+            return
         self._doubt()
-        self._look.set()
+        self._look()
 
     def _doubt(self) -> None:
         self._sure_until = float("-inf")
@@ -163,24 +230,79 @@ class DeviceSocket:
         pushed = self._pushed.get(command_id)
         if pushed is not None and pushed.command.claim_token == claim_token:
             del self._pushed[command_id]
-            self._look.set()
+            self._look()
 
-    async def run(self) -> None:
-        """Push until the socket ends; cancelled by its owner."""
-        while not self.connection.ending:
-            self._look.clear()
-            try:
-                wait = await self._step()
-            except Unavailable:
-                wait = _RETRY * random.uniform(0.5, 1.5)
-            except Unauthenticated:
-                await self.signed_out()
-                return
-            finally:
-                self.settled.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._look.wait()
+    def begin(self) -> None:
+        """The device has been greeted: begin to push, until the socket ends."""
+        self._begun = True
+        early, self._early = self._early, None
+        if early is None:
+            self._doubt()
+        for hint in early or ():
+            self._hear(hint)
+        self._look()
+
+    def _look(self) -> None:
+        """Have a look at what is due: now, or once more after the look that is under way."""
+        if not self._begun or self.connection.ending:
+            return
+        self._again = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._work is None:
+            self._work = self._loop.create_task(self._look_on(), context=self._context)
+
+    def _ended(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._settle()
+
+    async def stopped(self) -> None:
+        """Begin nothing more, and wait until what is under way is done."""
+        self._begun = False
+        self._ended()
+        if self._work is not None:
+            await asyncio.wait({self._work})
+
+    async def settled(self) -> None:
+        """Wait until the device has been announced, or the socket ends."""
+        if not self._settled:
+            if self._settling is None:
+                self._settling = asyncio.Event()
+            await self._settling.wait()
+
+    def _settle(self) -> None:
+        self._settled = True
+        if self._settling is not None:
+            self._settling.set()
+            self._settling = None
+
+    async def _look_on(self) -> None:
+        """Do what is due until nothing is, and set the timer for what will be."""
+        wait = 0.0
+        try:
+            while self._again and self._begun and not self.connection.ending:
+                self._again = False
+                wait = await self._look_once()
+        except Unauthenticated:
+            await self.signed_out()
+        except Exception:
+            _log.exception("socket failed", connection_id=str(self.connection.id))
+            self.connection.end(CloseCode.INTERNAL_ERROR, "internal error")
+        finally:
+            self._work = None
+        if self._begun and not self.connection.ending:
+            self._timer = self._parts.timers.call_later(max(0.0, wait), self._look)
+
+    async def _look_once(self) -> float:
+        try:
+            return await self._step()
+        except Unavailable:
+            return _RETRY * random.uniform(0.5, 1.5)
+        finally:
+            self._settle()
 
     async def signed_out(self) -> None:
         """The socket's session is gone: close, with the code that tells whether a new one can be had."""
@@ -195,8 +317,10 @@ class DeviceSocket:
         """Do what is due; return the seconds after which something may be due again."""
         now = self._loop.time()
         if now >= self._sure_until or any(pushed.leased_until <= now for pushed in self._pushed.values()):
-            await whole(self._stand())
-        wait = await whole(self._fill())
+            await self._stand()
+        elif self._leases is not None:
+            await self._begin_with(self._leases)
+        wait = await self._fill()
         left = self._session_ends - self._loop.time()
         if left <= 0:
             left = await self._parts.sessions.left_ms(self.caller) / 1000
@@ -205,14 +329,26 @@ class DeviceSocket:
             self._session_ends = self._loop.time() + left
         return min(left, wait, self._sure_until - self._loop.time())
 
+    async def _begin_with(self, leases: Mapping[UUID, float]) -> None:
+        """Do what taking the device over has told: announce it, and tell it of cancels that it missed."""
+        try:
+            if self._change is not None:
+                await self._parts.attendance.change(self._change, self.origin)
+            await self._agree(leases)
+        except BaseException:
+            self._doubt()
+            raise
+        finally:
+            self._change = self._leases = None
+
     async def _stand(self) -> None:
         """Say that the socket is open, and learn all that hints may have failed to tell."""
         assert self._number is not None
         # A hint that comes meanwhile casts doubt anew.
         self._sure_until = self._loop.time() + _SURE_FOR * random.uniform(0.8, 1.2)
+        self._change = self._leases = None
         try:
-            new = not self.settled.is_set()
-            stand = await self._parts.presence.reassert(self.caller, self.connection.id, self._number, new=new)
+            stand = await self._parts.presence.reassert(self.caller, self.connection.id, self._number)
             if stand.standing is Standing.SUPERSEDED:
                 self.connection.end(CloseCode.SUPERSEDED, "superseded")
                 return
@@ -227,12 +363,14 @@ class DeviceSocket:
 
     async def _agree(self, leases: Mapping[UUID, float]) -> None:
         """Make what counts as pushed agree with the leases that there are, and tell of cancels that were missed."""
+        if not (leases or self._pushed or self._told):
+            return
         now = self._loop.time()
         asked = (leases.keys() | self._pushed.keys()) - self._told
         for command in await self._parts.delivery.to_stop(self.caller, list(asked)) if asked else ():
-            self._told.add(command.id)
+            self._told |= {command.id}
             self.connection.send(frame("command_canceled", stop_payload(command)))
-        self._told.intersection_update(leases)
+        self._told = self._told.intersection(leases)
         self._pushed = {
             command_id: replace(pushed, leased_until=now + leases[command_id])
             for command_id, pushed in self._pushed.items()
@@ -241,6 +379,10 @@ class DeviceSocket:
 
     async def _fill(self) -> float:
         """Push up to what may be ahead; return the seconds until a lease ends, infinity when none does."""
+        if self._nothing_waits:
+            # As taking the device over has told; what has come since is a hint.
+            self._nothing_waits = False
+            return float("inf")
         free = self._options.prefetch - len(self._pushed)
         if free > 0 and not self.connection.ending:
             claim = self._parts.claiming.begin(self.token, free, self._options.visibility_ms, self.origin, pushed=True)
@@ -257,7 +399,7 @@ class DeviceSocket:
     def _push(self, command: Command, view: views.View) -> None:
         now = self._loop.time()
         self._pushed[command.id] = Pushed(command, now, now + view["leaseMs"] / 1000)
-        self._told.discard(command.id)
+        self._told -= {command.id}
         self.connection.send(frame("command", view, command.request_id))
 
     async def give_back(self) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from uuid import UUID
 
 import structlog
@@ -14,6 +12,7 @@ from ..domain.errors import Unavailable
 from ..domain.values import Origin
 from ..realtime.bus import Bus
 from ..realtime.connection import Connection
+from ..realtime.later import Later
 from ..realtime.tasks import end
 from ..storage.device_sessions import DeviceSessions
 from ..storage.presence import Presence
@@ -41,17 +40,14 @@ class DeviceSockets:
         delivery: Delivery,
     ) -> None:
         self._bus = bus
-        self._parts = SocketParts(sessions, presence, attendance, claiming, delivery)
+        self._parts = SocketParts(sessions, presence, attendance, claiming, delivery, Later())
         self.open_sockets: set[DeviceSocket] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         # Ended sockets of which Redis does not know yet, each with its device.
         self._unsaid: dict[UUID, str] = {}
 
-    @asynccontextmanager
-    async def open(
-        self, connection: Connection, token: str, options: SocketOptions, origin: Origin
-    ) -> AsyncIterator[DeviceSocket]:
-        """Take the device over; the socket is the device's while the block lasts.
+    async def open(self, connection: Connection, token: str, options: SocketOptions, origin: Origin) -> DeviceSocket:
+        """Take the device over: the socket is the device's from now on, until it `leave`s.
 
         Raises `Unauthenticated`, `Unavailable`.
         """
@@ -59,27 +55,40 @@ class DeviceSockets:
         socket = DeviceSocket(self._parts, connection, token, ticket, options, origin)
         self._bus.attach(ticket.keys.channel, socket)
         try:
-            # Joined before the device is taken over, so that no newer socket can go unnoticed.
+            # Joined and listed before the device is taken over: no newer socket goes unnoticed, and no death of this
+            # instance. The channel is being joined meanwhile.
+            await self._parts.presence.list_socket(ticket.device_id, connection.id)
             await self._bus.confirmed(ticket.keys.channel)
-            try:
-                await socket.take_over()
-                self.open_sockets.add(socket)
-                yield socket
-            finally:
-                self.open_sockets.discard(socket)
-                leaving = asyncio.create_task(self._leave(socket, ticket.device_id), name="socket-leaves")
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
-                # Whoever cancels the socket cancels neither its end nor what is given back.
-                await asyncio.shield(leaving)
-        finally:
-            self._bus.detach(ticket.keys.channel, socket)
+            await socket.take_over()
+        except BaseException:
+            self._begin_leaving(socket)
+            raise
+        self.open_sockets.add(socket)
+        return socket
 
-    async def _leave(self, socket: DeviceSocket, device_id: str) -> None:
+    async def leave(self, socket: DeviceSocket) -> None:
+        """The socket has ended: say so, and give back what was not taken."""
+        self.open_sockets.discard(socket)
+        # Whoever cancels the socket cancels neither its end nor what is given back.
+        await asyncio.shield(self._begin_leaving(socket))
+
+    def _begin_leaving(self, socket: DeviceSocket) -> asyncio.Task[None]:
+        leaving = asyncio.create_task(self._leave(socket), name="socket-leaves")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        return leaving
+
+    async def _leave(self, socket: DeviceSocket) -> None:
         connection_id = socket.connection.id
-        self._unsaid[connection_id] = device_id
-        await self._say_ended(connection_id)
-        await socket.give_back()
+        try:
+            try:
+                await socket.stopped()
+            finally:
+                self._unsaid[connection_id] = socket.device_id
+            await self._say_ended(connection_id)
+            await socket.give_back()
+        finally:
+            self._bus.detach(socket.channel, socket)
 
     async def _say_ended(self, connection_id: UUID) -> bool:
         try:

@@ -31,6 +31,8 @@ class Gauges:
         self._database = database
         self._store = store
         self._bus = bus
+        # Counted when somebody asks, for it takes longer the more there are.
+        metrics.tasks.set_function(_tasks)
 
     async def count(self) -> None:
         """Count what is in the database. Raises `Unavailable`."""
@@ -45,7 +47,6 @@ class Gauges:
     def look(self) -> None:
         """Read what this process knows by itself."""
         metrics = self._metrics
-        metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.channels.set(self._bus.channels)
         for state, number in self._database.connections().items():
             metrics.database_connections.labels(state).set(number)
@@ -65,3 +66,11 @@ class Gauges:
                     await self.count()
                 except Unavailable as error:
                     _log.debug("counting waits", reason=error.message)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        # Asked from outside the event loop.
+        return 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -16,6 +14,8 @@ from ..domain.values import DEVICE_ID, IdempotencyKey, Origin, Principal
 from ..realtime.connection import CloseCode, Connection
 from ..realtime.feeds import Feed, Feeds, Subscriber
 from ..realtime.frames import frame
+from ..realtime.later import Cancellable, Later
+from ..realtime.tasks import end
 from ..storage import queries
 from ..storage.events import EVERYTHING
 from ..storage.postgres import Database
@@ -59,30 +59,45 @@ class PortalSockets:
         self.commands = commands
         self.approvals = approvals
         self.times = PortalTimes()
+        self.timers = Later()
         self.open_sockets: set[PortalSocket] = set()
 
     async def enter(self, credentials: Credentials) -> Principal:
         """Who the portal is. Raises as `CustomerAccess.enter`."""
         return await self.access.enter(credentials.token, credentials.customer)
 
-    @asynccontextmanager
-    async def open(
-        self, connection: Connection, credentials: Credentials, principal: Principal
-    ) -> AsyncIterator[PortalSocket]:
-        """The socket follows its customer's events while the block lasts. Raises `Unavailable`."""
+    async def open(self, connection: Connection, credentials: Credentials, principal: Principal) -> PortalSocket:
+        """The socket follows its customer's events from now on, until it `leave`s. Raises `Unavailable`."""
         socket = PortalSocket(self, connection, credentials, principal)
         self.open_sockets.add(socket)
         try:
-            async with self.feeds.follow(principal.customer_id, socket.subscriber) as feed:
-                socket.begin(feed)
-                yield socket
-        finally:
-            self.open_sockets.discard(socket)
-            socket.stop()
+            socket.begin(await self.feeds.follow(principal.customer_id, socket.subscriber))
+        except BaseException:
+            await self.leave(socket)
+            raise
+        return socket
+
+    async def leave(self, socket: PortalSocket) -> None:
+        """The socket has ended, or could not be opened."""
+        self.open_sockets.discard(socket)
+        await socket.stop()
+        await self.feeds.leave(socket.principal.customer_id, socket.subscriber)
 
 
 class PortalSocket:
     """One portal's socket. Every message enters anew, so a membership that ended ends here too."""
+
+    __slots__ = (
+        "_credentials",
+        "_feed",
+        "_home",
+        "_look_timer",
+        "_looking",
+        "_token_timer",
+        "connection",
+        "principal",
+        "subscriber",
+    )
 
     def __init__(
         self, home: PortalSockets, connection: Connection, credentials: Credentials, principal: Principal
@@ -93,8 +108,9 @@ class PortalSocket:
         self._home = home
         self._credentials = credentials
         self._feed: Feed | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._token_timer: Cancellable | None = None
+        self._look_timer: Cancellable | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     def begin(self, feed: Feed) -> None:
         """Say hello, and watch the token's end."""
@@ -107,24 +123,29 @@ class PortalSocket:
         }
         self.connection.send(frame("connected", hello))
         self._watch_token()
+        self._look_later()
 
-    def stop(self) -> None:
-        """Forget the timers."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = []
+    async def stop(self) -> None:
+        """Forget the timers, and end what they began."""
+        for timer in (self._token_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._looking is not None:
+            await end(self._looking)
 
     def _watch_token(self) -> None:
-        self.stop()
+        if self._token_timer is not None:
+            self._token_timer.cancel()
         left = self.principal.expires_at - self.principal.now_ms / 1000
-        self._timers = [
-            self._loop.call_later(max(0.0, left - self._home.times.expiring), self._tell_expiring),
-            self._loop.call_later(max(0.0, left), self.connection.end, CloseCode.UNAUTHENTICATED, "token expired"),
-        ]
+        expiring = min(max(0.0, left), self._home.times.expiring)
+        self._token_timer = self._home.timers.call_later(max(0.0, left) - expiring, self._tell_expiring, expiring)
 
-    def _tell_expiring(self) -> None:
+    def _tell_expiring(self, left: float) -> None:
         expires = from_ms(int(self.principal.expires_at * 1000))
         self.connection.send(frame("auth_expiring", {"expiresAt": rfc3339(expires)}))
+        self._token_timer = self._home.timers.call_later(
+            left, self.connection.end, CloseCode.UNAUTHENTICATED, "token expired"
+        )
 
     async def enter(self) -> Principal:
         """The portal's principal at this moment; counts the message.
@@ -136,18 +157,26 @@ class PortalSocket:
             raise NoCustomer
         return principal
 
-    async def watch_membership(self) -> None:
-        """Close the socket of a portal whose membership ended, though it asks for nothing; cancelled by its owner."""
-        while True:
-            await asyncio.sleep(self._home.times.look * random.uniform(0.8, 1.0))
-            try:
-                async with self._home.database.connection() as connection:
-                    await still_member(connection, self.principal)
-            except Unavailable:
-                continue
-            except NoCustomer:
-                self.connection.end(CloseCode.FORBIDDEN, "no access")
-                return
+    def _look_later(self) -> None:
+        """Look now and then whether the portal is still a member, though it asks for nothing."""
+        self._looking = None
+        delay = self._home.times.look * random.uniform(0.8, 1.0)
+        self._look_timer = self._home.timers.call_later(delay, self._look)
+
+    def _look(self) -> None:
+        self._looking = asyncio.create_task(self._look_at_membership(), name="portal-membership")
+
+    async def _look_at_membership(self) -> None:
+        """Close the socket of a portal whose membership ended."""
+        try:
+            async with self._home.database.connection() as connection:
+                await still_member(connection, self.principal)
+        except Unavailable:
+            pass
+        except NoCustomer:
+            self.connection.end(CloseCode.FORBIDDEN, "no access")
+            return
+        self._look_later()
 
     async def renew(self, token: str) -> dict[str, Any]:
         """Go on with another token of the same user and customer.

@@ -51,11 +51,18 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """An opened socket: its number among those of the device, and when its session ends by Redis's clock."""
+    """An opened socket: its number among those of the device, and when its session ends by Redis's clock.
+
+    `change` is what the truth must be told of, `leases` are as in `Stand`; with `nothing_waits` there is no command
+    that could be claimed, now or when a lease ends.
+    """
 
     caller: DeviceCaller
     number: int
     expires_ms: int
+    change: PresenceChange | None
+    leases: Mapping[UUID, float]
+    nothing_waits: bool
 
 
 class Standing(IntEnum):
@@ -135,24 +142,29 @@ class Presence:
         caller = caller_of(ticket, answer)
         if answer[7]:
             await self.watch(ticket.device_id, caller.now_ms + timeout_ms)
+            await self._store.run("watched", [ticket.keys.device], [caller.now_ms + 2 * timeout_ms])
         change = _change(caller.device_id, caller.uid, answer[6], presence, answer[8])
         return Beat(caller, int(answer[5]), change)
 
     async def connect(self, token: str | None, connection_id: UUID) -> Connected:
-        """A device's socket opens here: take the device over from whatever socket it has. Counts as no call.
+        """A device's socket, which is listed, opens: take the device over from whatever socket it has.
 
-        Raises `Unauthenticated`, `Unavailable`.
+        Counts as no call. Raises `Unauthenticated`, `Unavailable`.
         """
         ticket = self._sessions.ticket(token)
-        await self._list(ticket.device_id, connection_id)
-        args = [*ticket.uncounted, str(connection_id), ticket.keys.channel]
-        answer = await self._store.run("connect", ticket.keys.entrance, args)
-        return Connected(caller_of(ticket, answer), int(answer[5]), int(answer[6]))
+        keys = ticket.keys
+        args = [*ticket.uncounted, str(connection_id), keys.channel]
+        answer = await self._store.run("connect", (*keys.entrance, keys.pending, keys.leased), args)
+        caller = caller_of(ticket, answer)
+        change = _change(caller.device_id, caller.uid, answer[7], answer[8], Connection.WEBSOCKET)
+        return Connected(caller, int(answer[5]), int(answer[6]), change, _leases(answer[10:]), not answer[9])
 
-    async def _list(self, device_id: str, connection_id: UUID) -> None:
-        """Add a socket to this instance's list: a socket that is in no list could never be missed."""
+    async def list_socket(self, device_id: str, connection_id: UUID) -> None:
+        """Add a socket to this instance's list: a socket that is in no list could never be missed.
+
+        Raises `Unavailable`.
+        """
         await self._store.call("HSET", self._sockets, str(connection_id), device_id)
-        await self._store.call("EXPIRE", self._sockets, _SOCKETS_TTL_S)
 
     async def disconnect(self, device_id: str, connection_id: UUID) -> None:
         """A socket has ended; its device is looked at soon, unless a newer socket has it.
@@ -174,6 +186,8 @@ class Presence:
         """
         places = [keys.instances(tag) for tag in await self._store.tags(keys.INDEX)]
         answers = [await self._store.run("instance_beat", [place], [self._instance, dead_after_ms]) for place in places]
+        # Here rather than with each socket.
+        await self._store.call("EXPIRE", self._sockets, _SOCKETS_TTL_S)
         return all(answer[0] for answer in answers), answers[0][1:]
 
     async def _forget(self, instance: str) -> None:
@@ -201,19 +215,14 @@ class Presence:
             await self._forget(instance)
         return len(fields)
 
-    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int, *, new: bool = False) -> Stand:
-        """Say that a socket is open, unless it is `new` Redis may have forgotten it, and learn how it stands.
-
-        Raises `Unavailable`.
-        """
-        if not new:
-            await self._list(caller.device_id, connection_id)
+    async def reassert(self, caller: DeviceCaller, connection_id: UUID, number: int) -> Stand:
+        """Say that a socket is open, for Redis may have forgotten it, and learn how it stands. Raises `Unavailable`."""
+        await self.list_socket(caller.device_id, connection_id)
         device = DeviceKeys.of(caller.device_id)
         args = [caller.token_hash, str(connection_id), str(number), str(caller.uid), str(caller.customer_id)]
         answer = await self._store.run("reassert", [device.sessions, device.device, device.leased], args)
         change = _change(caller.device_id, caller.uid, answer[1], answer[2], Connection.WEBSOCKET)
-        leases = {UUID(answer[n]): int(answer[n + 1]) / 1000 for n in range(3, len(answer), 2)}
-        return Stand(Standing(int(answer[0])), change, leases)
+        return Stand(Standing(int(answer[0])), change, _leases(answer[3:]))
 
     async def written(self, change: PresenceChange) -> None:
         """The truth has this change. Raises `Unavailable`."""
@@ -269,3 +278,8 @@ def _change(device_id: str, uid: UUID, at_ms: Any, presence: str, way: str) -> P
     if not int(at_ms):
         return None
     return PresenceChange(device_id, uid, DeviceStatus(presence), Connection(way), int(at_ms))
+
+
+def _leases(pairs: Sequence[Any]) -> Mapping[UUID, float]:
+    """Leases with the seconds that are left of each, of ids and milliseconds in turn."""
+    return {UUID(pairs[n]): int(pairs[n + 1]) / 1000 for n in range(0, len(pairs), 2)}

@@ -60,18 +60,24 @@ class Line:
         self.flows = asyncio.Event()
         self.flows.set()
 
-    async def send(self, frame: bytes) -> None:
+    full = True
+
+    async def drained(self) -> None:
         await asyncio.sleep(0.0002)
         await self.flows.wait()
+        self.full = False
+
+    def write(self, frame: bytes) -> None:
+        self.full = True
         message = orjson.loads(frame)
         if message["type"] == "rest":
             self.rests = True
         else:
             self.frames.append(message)
 
-    async def ping(self) -> None: ...
+    def ping(self) -> None: ...
 
-    async def pong(self, data: bytes) -> None: ...
+    def pong(self, data: bytes) -> None: ...
 
     async def close(self, code: int, reason: str) -> None: ...
 
@@ -252,10 +258,10 @@ async def play(redis_url: str, steps: Sequence[Step]) -> None:
     await pubsub.get_message(timeout=1.0)
     line = Line()
     connection = Connection(line, _LIMITS)
-    writer = asyncio.create_task(connection.run())
     feed = Feed(customer_id, stream)
     player = Player(stream, pubsub, feed, line, connection, Subscriber(connection))
-    feed.subscribers.add(player.subscriber)
+    # With one that is in no room an event goes out to two, one after the other.
+    feed.subscribers |= {player.subscriber, Subscriber(connection)}
     player.worker = asyncio.create_task(player.work())
     try:
         await feed.begin()
@@ -268,7 +274,7 @@ async def play(redis_url: str, steps: Sequence[Step]) -> None:
     finally:
         player.worker.cancel()
         connection.abort()
-        await asyncio.gather(writer, player.worker, return_exceptions=True)
+        await asyncio.gather(connection.closed(), player.worker, return_exceptions=True)
         await feed.stop()
         await pubsub.aclose()
         await store.close()
@@ -279,6 +285,7 @@ async def play(redis_url: str, steps: Sequence[Step]) -> None:
 def test_whatever_is_delayed_or_dropped_each_event_is_told_once_and_in_order(redis_url: str, steps: list[Step]) -> None:
     with (
         patch.object(feeds_module, "_MOST_RECENT", 2),
+        patch.object(feeds_module, "_AT_A_TIME", 1),
         patch.object(events_module, "PAGE_EVENTS", 4),
     ):
         asyncio.run(play(redis_url, steps))

@@ -251,16 +251,13 @@ async def test_nothing_is_left_of_portals_that_leave_at_any_moment(world: World,
     await eventually(left, lambda found: found == (0, 0, 0))
 
 
-async def test_what_was_opened_for_a_socket_that_has_ended_meanwhile_ends() -> None:
-    """The cancellation that should have said so can get lost on the way."""
-
+async def test_a_socket_that_has_ended_while_it_was_opened_is_not_read() -> None:
     async def answer(_message: Message) -> None: ...
 
     async with running(Pipe()) as connection:
-        conversation = Conversation(WebSocket(()), connection, 0)
         connection.end(1000, "")
-        async with asyncio.timeout(PATIENCE / 2):
-            await conversation.together(answer, asyncio.sleep(PATIENCE))
+        async with asyncio.timeout(PATIENCE):
+            await Conversation(WebSocket(()), connection, 0).hold(answer)
 
 
 async def test_portals_are_counted_among_the_connections(world: World) -> None:

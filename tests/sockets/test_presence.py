@@ -75,6 +75,23 @@ async def test_each_change_is_told_exactly_once_however_many_instances_there_are
         assert await heard(other, device) == []
 
 
+async def test_devices_that_come_at_the_same_moment_are_each_told_once_and_wait_for_no_other(world: World) -> None:
+    devices = [await world.device() for _ in range(12)]
+    held, free = devices[0], devices[1:]
+    async with AsyncExitStack() as stack:
+        portal = await joined(await stack.enter_async_context(portal_socket(world.owner)))
+        async with world.database.unit() as connection:
+            # Somebody is busy with one of them.
+            await connection.execute("select 1 from aizen.devices where id = $1 for update", held.device_id)
+            await asyncio.gather(*(stack.enter_async_context(device_socket(device)) for device in devices))
+            for device in free:
+                assert await presence_events(portal, device, 1) == [("online", "websocket")]
+            assert await heard(portal, held) == []
+        assert await presence_events(portal, held, 1) == [("online", "websocket")]
+        for device in devices:
+            assert await heard(portal, device) == []
+
+
 async def test_a_device_that_comes_back_at_once_was_never_away(world: World, second: RunningGateway) -> None:
     device = await world.device()
     async with portal_socket(world.owner) as portal:

@@ -1,4 +1,4 @@
-"""The life of an upgraded socket: one reader, one worker, one writer, all ended together whatever happens.
+"""The life of an upgraded socket: its handler reads, and has a worker only while there is something to answer.
 
 The reader never waits for a service: frames go to the worker through a bounded queue, so that pings and pongs are seen
 while a service works, and a client that sends faster than it is served is slowed by TCP.
@@ -12,19 +12,16 @@ from collections.abc import Awaitable, Callable
 import structlog
 from aiohttp import WSMessage, WSMsgType
 
-from ...domain.errors import GatewayError, RateLimited, Unauthenticated
+from ...domain.errors import GatewayError, NoCustomer, RateLimited, Unauthenticated, Unavailable
 from ...logs import fresh_context
 from ...realtime.allowance import Allowance
 from ...realtime.connection import CloseCode, Connection
 from ...realtime.frames import frame
-from ...realtime.tasks import end, whole
 from .messages import Malformed, Message, error_frame, parse_message
 from .wire import WebSocket
 
 _INBOX = 32
 _MOST_MALFORMED = 3
-# Seconds within which a part of a socket that was cancelled has cleaned up.
-_CLEANED_UP = 10.0
 
 Answer = Callable[[Message], Awaitable[None]]
 
@@ -36,39 +33,65 @@ class Internal(GatewayError):
 
 
 class Conversation:
-    """Reads a socket's frames and has them answered in order.
+    """Reads a socket's frames and has them answered in order."""
 
-    Unless `greeted`, no message is taken before `greeted` is set: the first frame of all is to be the greeting.
-    """
+    __slots__ = (
+        "_allowance",
+        "_answer",
+        "_inbox",
+        "_malformed",
+        "_pings",
+        "_roomy",
+        "_socket",
+        "_worker",
+        "connection",
+        "on_text",
+    )
 
-    def __init__(self, socket: WebSocket, connection: Connection, rate: int, *, greeted: bool = True) -> None:
+    def __init__(self, socket: WebSocket, connection: Connection, rate: int) -> None:
         self._socket = socket
         self.connection = connection
         self._allowance = Allowance(rate)
         # Apart, so that no ping costs a message.
         self._pings = Allowance(rate)
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue(_INBOX)
+        # A list, for it is nearly always empty, and then small.
+        self._inbox: list[Message] = []
+        self._roomy: asyncio.Event | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._answer: Answer | None = None
         self._malformed = 0
-        self.greeted = asyncio.Event()
-        if greeted:
-            self.greeted.set()
-        self.on_text: Callable[[], None] = lambda: None
+        self.on_text: Callable[[], None] | None = None
 
-    async def read(self) -> None:
-        """Read until the socket ends, from whichever side."""
-        while not self.connection.ending:
-            incoming = await self._socket.receive()
-            self.connection.heard()
-            if not await self._take(incoming):
-                return
+    async def first(self) -> Message | None:
+        """The first message of the client; None when the socket ends without one."""
+        async with self.connection.reading():
+            while not (self._inbox or self.connection.ending) and await self._take(await self._socket.receive()):
+                pass
+        return self._inbox.pop(0) if self._inbox else None
+
+    async def hold(self, answer: Answer) -> None:
+        """Read until the socket ends, from whichever side, and have the messages answered one after another.
+
+        Returns when the last answer has been given.
+        """
+        self._answer = answer
+        try:
+            async with self.connection.reading():
+                while not self.connection.ending and await self._take(await self._socket.receive()):
+                    pass
+        finally:
+            # What is being answered is answered to its end, whoever cancels this.
+            if self._worker is not None:
+                await asyncio.wait({self._worker})
 
     async def _take(self, incoming: WSMessage) -> bool:
         """Handle one frame; return whether to go on reading."""
         connection = self.connection
+        connection.heard()
         match incoming.type:
             case WSMsgType.TEXT:
-                self.on_text()
-                await self.greeted.wait()
+                if self.on_text is not None:
+                    self.on_text()
                 await self._take_text(incoming.data)
             case WSMsgType.PING | WSMsgType.PONG:
                 if not self._pings.take():
@@ -105,44 +128,42 @@ class Conversation:
             if message.type == "ping":
                 self.connection.send(frame("pong", {}, message.request_id))
             else:
-                self.connection.deaf = self._inbox.full()
-                await self._inbox.put(message)
-                self.connection.deaf = False
-                self.connection.heard()
+                if len(self._inbox) >= _INBOX:
+                    await self._room()
+                self._inbox.append(message)
+                self._begin_working()
 
-    async def together(self, answer: Answer, *others: Awaitable[None]) -> None:
-        """Answer messages beside `others`, until one of them ends or the socket does."""
-        tasks = [asyncio.ensure_future(self.work(answer)), *map(asyncio.ensure_future, others)]
-        # It may have ended before: a cancellation that came while the socket was being opened can get lost.
-        self.connection.when_ending(tasks[0].cancel)
+    async def _room(self) -> None:
+        """Wait until the inbox has room: meanwhile nothing is read."""
+        self.connection.deaf = True
+        self._roomy = asyncio.Event()
+        await self._roomy.wait()
+        self.connection.deaf = False
+        self.connection.heard()
+
+    def _begin_working(self) -> None:
+        if self._worker is None and self._answer is not None:
+            self._worker = asyncio.create_task(self._work(self._answer), name="socket-worker")
+
+    async def _work(self, answer: Answer) -> None:
+        """Answer what is there. There is a worker only while there is something to answer.
+
+        Of a socket that has ended only what the peer said before it left by itself is answered: a result that came
+        with the close frame is a result.
+        """
+        connection = self.connection
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():
-                    task.result()
+            while self._inbox and (connection.close_code in (None, CloseCode.NORMAL)):
+                message = self._inbox.pop(0)
+                if self._roomy is not None:
+                    self._roomy.set()
+                    self._roomy = None
+                with fresh_context(request_id=message.request_id):
+                    await self._do(message, answer)
         finally:
-            await end(*tasks, again=_CLEANED_UP)
-            await self._finish(answer)
+            self._worker = None
 
-    async def _finish(self, answer: Answer) -> None:
-        """Do what the peer had said before it left: a result that came with the close frame is a result."""
-        while self.connection.close_code == CloseCode.NORMAL and not self._inbox.empty():
-            message = self._inbox.get_nowait()
-            with fresh_context(request_id=message.request_id):
-                await whole(self._answer(message, answer))
-
-    async def next(self) -> Message:
-        """The next message of the client."""
-        return await self._inbox.get()
-
-    async def work(self, answer: Answer) -> None:
-        """Answer the messages one after another, for ever."""
-        while True:
-            message = await self._inbox.get()
-            with fresh_context(request_id=message.request_id):
-                await whole(self._answer(message, answer))
-
-    async def _answer(self, message: Message, answer: Answer) -> None:
+    async def _do(self, message: Message, answer: Answer) -> None:
         try:
             await answer(message)
         except Unauthenticated as error:
@@ -157,27 +178,38 @@ class Conversation:
             self.connection.send(error_frame(Internal("The gateway failed."), message.request_id))
 
 
-async def converse(conversation: Conversation, *others: Awaitable[None]) -> None:
-    """Run reader, writer and `others` until the socket has ended; then end them all.
+class Closing:
+    """A block in which a socket is open. At its end the socket is closed, and nothing is left of it.
 
-    Returns when the writer has closed the socket, so that nothing of it is left.
+    What the services refuse ends here: it closes the socket with the code that tells why.
     """
-    connection = conversation.connection
-    reader = asyncio.ensure_future(conversation.read())
-    # Whoever closes reads up to the peer's own close frame. Next to a reader it would not wait for that, and data that
-    # come after the end break the line before our close frame has gone through a proxy.
-    connection.when_ending(reader.cancel)
-    rest = [asyncio.ensure_future(other) for other in others]
-    writer = asyncio.ensure_future(connection.run())
-    try:
-        await asyncio.wait({reader, writer, *rest}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(*rest, again=_CLEANED_UP)
-        for task in rest:
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                _log.error("socket part failed", exc_info=failure, connection_id=str(connection.id))
-                connection.end(CloseCode.INTERNAL_ERROR, "internal error")
-        connection.end(CloseCode.NORMAL, "")
-        await asyncio.gather(writer, return_exceptions=True)
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def __aenter__(self) -> None:
+        return
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        connection = self._connection
+        if isinstance(error, Exception):
+            if not isinstance(error, GatewayError):
+                _log.error("socket failed", exc_info=error, connection_id=str(connection.id))
+            connection.end(*_reason(error))
+        await connection.closed()
+        return isinstance(error, Exception)
+
+
+def _reason(error: Exception) -> tuple[CloseCode, str]:
+    match error:
+        case Unauthenticated():
+            return CloseCode.UNAUTHENTICATED, "not authenticated"
+        case NoCustomer():
+            return CloseCode.FORBIDDEN, "no customer"
+        case Unavailable():
+            return CloseCode.TRY_AGAIN_LATER, "unavailable"
+        case GatewayError():
+            return CloseCode.POLICY, error.code
+    return CloseCode.INTERNAL_ERROR, "internal error"

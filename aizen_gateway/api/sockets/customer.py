@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from aiohttp import web
 
-from ...domain.errors import GatewayError, NoCustomer, Unauthenticated, Unavailable
+from ...domain.errors import GatewayError, NoCustomer, Unauthenticated
 from ...domain.values import IdempotencyKey, Origin, Principal
 from ...logs import bind_context
 from ...realtime.connection import CloseCode, Connection
@@ -21,7 +21,7 @@ from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
 from ..schemas import customer_views as cv
 from ..schemas import socket_views as v
 from ..schemas import sockets as s
-from .conversation import Conversation, converse
+from .conversation import Closing, Conversation
 from .handshake import customer_socket_token, forget_unselected, require_origin, require_upgrade, selected
 from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
@@ -32,6 +32,8 @@ Payload = dict[str, Any]
 
 class PortalTalk:
     """What a portal may say on its socket."""
+
+    __slots__ = ("_origin", "_socket")
 
     def __init__(self, socket: PortalSocket, origin: Origin) -> None:
         self._socket = socket
@@ -121,47 +123,51 @@ async def customer_socket(request: web.Request) -> web.StreamResponse:
     services.live.require_room()
     protocols = selected(request)
     socket = WebSocket(protocols)
-    await socket.prepare(forget_unselected(request, protocols))
-    connection = Connection(SocketWire(request, socket), services.live.limits)
+    writer = await socket.prepare(forget_unselected(request, protocols))
+    live = services.live
+    connection = Connection(SocketWire(request, socket, writer), live.limits, live.timers)
     conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
-    with services.live.track(connection):
-        await converse(conversation, _live(request, services, conversation, header, entered))
+    with live.track(connection):
+        async with Closing(connection):
+            await _talk(services, conversation, header, entered, request[ORIGIN])
     _log.info("portal socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
     return socket
 
 
-async def _live(
-    request: web.Request,
+async def _talk(
     services: Services,
     conversation: Conversation,
     header: str | None,
     entered: tuple[Credentials, Principal] | None,
+    origin: Origin,
 ) -> None:
-    connection = conversation.connection
+    if entered is None:
+        entered = await _first_message(services, conversation, header)
+        if entered is None:
+            return
+    portals = services.portal_sockets
+    socket = await portals.open(conversation.connection, *entered)
     try:
-        credentials, principal = entered or await _first_message(services, conversation, header)
-        async with services.portal_sockets.open(connection, credentials, principal) as socket:
-            await conversation.together(PortalTalk(socket, request[ORIGIN]).answer, socket.watch_membership())
-    except Unauthenticated:
-        connection.end(CloseCode.UNAUTHENTICATED, "not authenticated")
-    except NoCustomer:
-        connection.end(CloseCode.FORBIDDEN, "no customer")
-    except Unavailable:
-        connection.end(CloseCode.TRY_AGAIN_LATER, "unavailable")
-    except GatewayError as error:
-        connection.end(CloseCode.POLICY, error.code)
+        await conversation.hold(PortalTalk(socket, origin).answer)
+    finally:
+        await portals.leave(socket)
 
 
 async def _first_message(
     services: Services, conversation: Conversation, header: str | None
-) -> tuple[Credentials, Principal]:
-    """The token as the first message, within its time; its failure is told before the socket is closed."""
+) -> tuple[Credentials, Principal] | None:
+    """The token as the first message, within its time; its failure is told before the socket is closed.
+
+    None when the socket ended meanwhile.
+    """
     connection = conversation.connection
     try:
         async with asyncio.timeout(services.portal_sockets.times.first_message):
-            message = await conversation.next()
+            message = await conversation.first()
     except TimeoutError as error:
         raise Unauthenticated from error
+    if message is None:
+        return None
     try:
         if message.type != "auth":
             raise Unauthenticated("The first message must be auth.")

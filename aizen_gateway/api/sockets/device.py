@@ -10,10 +10,10 @@ import structlog
 from aiohttp import web
 
 from ...domain.clock import from_ms, rfc3339
-from ...domain.errors import CommandNotFound, GatewayError, Unauthenticated, Unavailable
+from ...domain.errors import CommandNotFound, Unauthenticated
 from ...domain.values import DeviceCaller, Origin
 from ...logs import bind_context
-from ...realtime.connection import CloseCode, Connection
+from ...realtime.connection import Connection
 from ...realtime.frames import frame
 from ...services.device_socket import DeviceSocket, SocketOptions
 from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
@@ -22,7 +22,7 @@ from ..schemas import device_views as dv
 from ..schemas import socket_views as v
 from ..schemas import sockets as s
 from ..schemas.fields import parse_uuid
-from .conversation import Conversation, converse
+from .conversation import Closing, Conversation
 from .handshake import device_socket_token, forget_unselected, query_integer, require_upgrade, selected
 from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
@@ -34,15 +34,17 @@ Payload = dict[str, Any]
 class DeviceTalk:
     """What a device may say on its socket. `services` do the work, `socket` is where it is said."""
 
+    __slots__ = ("_services", "_socket")
+
     def __init__(self, services: Services, socket: DeviceSocket) -> None:
         self._services = services
         self._socket = socket
 
     async def answer(self, message: Message) -> None:
         """Do what a message asks, and answer it. Raises the services' failures."""
-        await self._socket.settled.wait()
+        await self._socket.settled()
         kind, payload = understood(DEVICE_MESSAGES, message)
-        bind_context(device_id=self._socket.caller.device_id, customer_id=str(self._socket.caller.customer_id))
+        _bind(self._socket.caller)
         try:
             answer = await kind.work(self, message, payload, message.origin(self._socket.origin))
         except Unauthenticated as error:
@@ -123,8 +125,7 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
     token = device_socket_token(request)
     if token is None:
         raise Unauthenticated
-    caller = await services.device_access.enter(token)
-    bind_context(device_id=caller.device_id, customer_id=str(caller.customer_id))
+    _bind(await services.device_access.enter(token))
     options = SocketOptions(
         query_integer(request, "prefetch", 0, 10, 1),
         query_integer(request, "visibilityTimeout", 1000, 3_600_000, 300_000),
@@ -132,38 +133,27 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
     services.live.require_room()
     protocols = selected(request)
     socket = WebSocket(protocols)
-    prepared = forget_unselected(request, protocols)
-    await socket.prepare(prepared)
-    connection = Connection(SocketWire(request, socket), services.live.limits)
-    conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate, greeted=False)
-    with services.live.track(connection):
-        await _talk(request, services, conversation, token, options)
+    writer = await socket.prepare(forget_unselected(request, protocols))
+    live = services.live
+    connection = Connection(SocketWire(request, socket, writer), live.limits, live.timers)
+    conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
+    with live.track(connection):
+        async with Closing(connection):
+            device = await services.device_sockets.open(connection, token, options, request[ORIGIN])
+            try:
+                conversation.on_text = device.heard_text
+                connection.send(frame("connected", _hello(services, device, options)))
+                device.begin()
+                # Not before the greeting: it is the first frame of all.
+                await conversation.hold(DeviceTalk(services, device).answer)
+            finally:
+                await services.device_sockets.leave(device)
     _log.info("device socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
     return socket
 
 
-async def _talk(
-    request: web.Request, services: Services, conversation: Conversation, token: str, options: SocketOptions
-) -> None:
-    connection = conversation.connection
-
-    async def live() -> None:
-        """The socket as the device's one: from taking it over to giving back what was not taken."""
-        sockets = services.device_sockets
-        try:
-            async with sockets.open(connection, token, options, request[ORIGIN]) as socket:
-                conversation.on_text = socket.heard_text
-                connection.send(frame("connected", _hello(services, socket, options)))
-                conversation.greeted.set()
-                await conversation.together(DeviceTalk(services, socket).answer, socket.run())
-        except Unauthenticated:
-            connection.end(CloseCode.UNAUTHENTICATED, "session ended")
-        except Unavailable:
-            connection.end(CloseCode.TRY_AGAIN_LATER, "unavailable")
-        except GatewayError as error:
-            connection.end(CloseCode.POLICY, error.code)
-
-    await converse(conversation, live())
+def _bind(caller: DeviceCaller) -> None:
+    bind_context(device_id=caller.device_id, customer_id=caller.customer_id)
 
 
 def _hello(services: Services, socket: DeviceSocket, options: SocketOptions) -> Payload:

@@ -39,6 +39,9 @@ def selected(request: web.Request) -> tuple[str, ...]:
 
 def forget_unselected(request: web.Request, protocols: tuple[str, ...]) -> web.Request:
     """The request as aiohttp's handshake should see it: offering only what is going to be selected."""
+    if request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, []) == list(protocols):
+        # As with nearly all agents, which offer nothing: another request would be kept for as long as the socket.
+        return request
     headers = request.headers.copy()
     headers.popall(hdrs.SEC_WEBSOCKET_PROTOCOL, None)
     if protocols:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 
 from aiohttp import WSMsgType, web
+from aiohttp.abc import AbstractStreamWriter
 
 # What a peer may send in one message; one octet more closes the socket 1009.
 FRAME_LIMIT = 256 * 1024
@@ -28,26 +31,70 @@ class WebSocket(web.WebSocketResponse):
         )
 
 
+_NO_LINGER = struct.pack("ii", 1, 0)
+# A frame's first octet: it is whole, and what it is.
+_WHOLE_TEXT, _WHOLE_PING, _WHOLE_PONG = (0x80 | kind for kind in (WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG))
+
+
 class SocketWire:
-    """Sends on a prepared WebSocket. Only the connection's writer may call `send`, `ping`, `pong` and `close`."""
+    """Writes to a prepared WebSocket, for its connection alone.
 
-    def __init__(self, request: web.Request, socket: WebSocket) -> None:
+    A server's frames bear no mask, and without compression nothing comes between two of them, so they are made here:
+    the framework's own way to send is a coroutine a frame.
+    """
+
+    __slots__ = ("_drain", "_protocol", "_transport", "_websocket")
+
+    def __init__(self, request: web.BaseRequest, websocket: WebSocket, writer: AbstractStreamWriter) -> None:
         self._transport = request.transport
-        self._socket = socket
+        self._protocol = request.protocol
+        self._websocket = websocket
+        self._drain = writer.drain
 
-    async def send(self, frame: bytes) -> None:
-        await self._socket.send_frame(frame, WSMsgType.TEXT)
+    @property
+    def full(self) -> bool:
+        """Whether the transport has enough to send for now."""
+        return self._protocol.writing_paused
 
-    async def ping(self) -> None:
-        await self._socket.ping()
+    def write(self, frame: bytes) -> None:
+        """Send one text frame."""
+        self._write(_WHOLE_TEXT, frame)
 
-    async def pong(self, data: bytes) -> None:
-        await self._socket.pong(data)
+    def ping(self) -> None:
+        self._write(_WHOLE_PING, b"")
+
+    def pong(self, data: bytes) -> None:
+        self._write(_WHOLE_PONG, data)
+
+    def _write(self, first: int, payload: bytes) -> None:
+        transport = self._transport
+        # The framework closes by itself after what it does not understand: nothing may follow its close frame.
+        if transport is None or transport.is_closing() or self._websocket.closed:
+            raise ConnectionResetError
+        length = len(payload)
+        if length < 126:
+            head = bytes((first, length))
+        elif length < 65536:
+            head = bytes((first, 126)) + length.to_bytes(2, "big")
+        else:
+            head = bytes((first, 127)) + length.to_bytes(8, "big")
+        transport.write(head + payload)
+
+    async def drained(self) -> None:
+        """Wait until the transport takes more."""
+        await self._drain()
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError
 
     async def close(self, code: int, reason: str) -> None:
-        await self._socket.close(code=code, message=reason.encode())
+        await self._websocket.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
-        if self._transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self._transport.abort()
+        transport = self._transport
+        if transport is None:
+            return
+        with contextlib.suppress(OSError, RuntimeError):
+            if self.full and not transport.is_closing():
+                # What the kernel holds for a peer that is stuck goes as well: it is told by a reset.
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            transport.abort()

@@ -13,6 +13,16 @@ local function set_presence(device, uid, presence, way, now)
   return moment
 end
 
+-- Adds the leases that have not run out to `answer`: id, milliseconds left, id, ...
+local function add_leases(answer, leased, now)
+  local leases = redis.call('ZRANGEBYSCORE', leased, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES')
+  for i = 1, #leases, 2 do
+    answer[#answer + 1] = leases[i]
+    answer[#answer + 1] = tonumber(leases[i + 1]) - now
+  end
+  return answer
+end
+
 -- Returns the moment of the last change when the truth has not got it, else 0.
 local function unwritten(device)
   local d = redis.call('HMGET', device, 'changed', 'written')

@@ -16,9 +16,4 @@ if d[2] ~= ARGV[2] then
 end
 redis.call('PEXPIRE', KEYS[2], 604800000)
 local answer = {1, unwritten(KEYS[2]), redis.call('HGET', KEYS[2], 'presence') or 'online'}
-local leases = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES')
-for i = 1, #leases, 2 do
-  answer[#answer + 1] = leases[i]
-  answer[#answer + 1] = tonumber(leases[i + 1]) - now
-end
-return answer
+return add_leases(answer, KEYS[3], now)
