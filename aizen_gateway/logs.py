@@ -99,22 +99,24 @@ def with_context(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {**_context.get(), **event}
 
 
-def log_request(fields: Mapping[str, object], *, quiet: bool) -> None:
-    """Log one answered request, at level debug when it is `quiet`: the line that is written most.
+def tells_requests(level: int) -> bool:
+    """Whether a request's line of this level is written."""
+    return _requests.isEnabledFor(level)
+
+
+def log_request(fields: Mapping[str, object], level: int) -> None:
+    """Log one answered request at level info or debug: the line that is written most.
 
     `fields`, and what is bound, must be the gateway's own words and numbers, or redacted already. In JSON the line is
     made here, and lines of the same moment are written together; otherwise it goes the way of all others.
     """
-    level = logging.DEBUG if quiet else logging.INFO
-    if not _requests.isEnabledFor(level):
-        return
     handlers = logging.getLogger().handlers
     if len(handlers) != 1 or not isinstance(handler := handlers[0], _StderrHandler) or not handler.takes_lines:
         structlog.get_logger(_requests.name).log(level, "request", **fields)
         return
     line = {
         "timestamp": _clock.now(),
-        "level": "debug" if quiet else "info",
+        "level": logging.getLevelName(level).lower(),
         "event": "request",
         "logger": _requests.name,
         **_context.get(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from logging import DEBUG, INFO
 
 import structlog
 from aiohttp import web
@@ -12,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 from ..domain.errors import GatewayError, Unavailable
 from ..domain.values import REQUEST_ID as REQUEST_ID_PATTERN
 from ..domain.values import Origin
-from ..logs import log_request, new_context
+from ..logs import log_request, new_context, tells_requests
 from ..metrics import METHODS, Metrics
 from ..redaction import redact_text
 from .body import ClientGone
@@ -86,18 +87,20 @@ def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
         if quick is not None or not isinstance(response, web.WebSocketResponse):
             metrics.requests.count(request.method, template, status, seconds)
         length = quick.length if quick is not None else _length(response)
-        said = {
-            "method": request.method if request.method in METHODS else redact_text(printable(request.method, 32)),
-            "route": template,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 3),
-            "bytes": length,
-            "ip": ip,
-        }
-        if quick is None and (code := response.get(ERROR_CODE)) is not None:
-            said["error_code"] = code
         # A client that names its request wants to find it again.
-        log_request(said, quiet=given is None and status == 200 and template in QUIET and length <= _SMALL)
+        level = DEBUG if given is None and status == 200 and template in QUIET and length <= _SMALL else INFO
+        if tells_requests(level):
+            said = {
+                "method": request.method if request.method in METHODS else redact_text(printable(request.method, 32)),
+                "route": template,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+                "bytes": length,
+                "ip": ip,
+            }
+            if quick is None and (code := response.get(ERROR_CODE)) is not None:
+                said["error_code"] = code
+            log_request(said, level)
         return response
 
     return observe

@@ -7,8 +7,7 @@ to say about it. A schema with a field of a kind that is not known here has no q
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing
 
@@ -18,8 +17,7 @@ from .fields import Integer, Moment, Number, Patterned, Text
 Check = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(NamedTuple):
     key: str
     attribute: str
     required: bool
@@ -50,21 +48,21 @@ class Quick:
     def load(self, data: Mapping[str, Any]) -> dict[str, Any] | None:
         """`data` as the schema would load it, None when the schema itself must see it."""
         loaded: dict[str, Any] = {}
-        used = 0
+        used, strict = 0, self._strict
         try:
-            for field in self._fields:
-                value = data.get(field.key, missing)
-                if value is missing or (value is None and not self._strict):
-                    if field.required:
+            for key, attribute, required, default, check in self._fields:
+                value = data.get(key, missing)
+                if value is missing or (value is None and not strict):
+                    if required:
                         return None
-                    if field.default is not missing:
-                        loaded[field.attribute] = field.default() if callable(field.default) else field.default
+                    if default is not missing:
+                        loaded[attribute] = default() if callable(default) else default
                 else:
                     used += 1
-                    loaded[field.attribute] = field.check(value)
+                    loaded[attribute] = check(value)
         except ValidationError:
             return None
-        return None if self._strict and used != len(data) else loaded
+        return None if strict and used != len(data) else loaded
 
 
 def _check_of(field: fields.Field[Any]) -> Check | None:
