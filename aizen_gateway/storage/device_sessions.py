@@ -11,12 +11,11 @@ from uuid import UUID
 from ..domain import secrets
 from ..domain.errors import RateLimited, Unauthenticated
 from ..domain.values import DeviceCaller
-from .keys import DeviceKeys
+from .keys import MOST_AT_HAND, DeviceKeys
 from .redis_store import RedisStore
 
 # More than any one device needs; a device that signs in over and over pushes out its oldest sessions.
 MOST_SESSIONS = 16
-_MOST_TICKETS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class DeviceSessions:
         self._store = store
         self._rules = rules
         # Devices show the same token over and over; what it says does not change, only whether it still counts.
-        self._tickets = lru_cache(maxsize=_MOST_TICKETS)(self._read)
+        self._tickets = lru_cache(maxsize=MOST_AT_HAND)(self._read)
 
     def ticket(self, token: str | None) -> Ticket:
         """Read a token without asking anybody. Raises `Unauthenticated` when it cannot be one of ours."""
@@ -142,4 +141,4 @@ def caller_of(ticket: Ticket, answer: Sequence[Any]) -> DeviceCaller:
 
 
 # The same few over and over.
-_uuid = lru_cache(maxsize=16_384)(UUID)
+_uuid = lru_cache(maxsize=MOST_AT_HAND)(UUID)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 # Hash tags of what every node of a cluster has of its own begin with it.
 INDEX = "index"
 WATCH = "aizen:{watch}:due"
 TAKEN = "aizen:{watch}:taken"
+# Devices whose names are kept: they cost more to make than to keep while a device calls, and a kilobyte each.
+MOST_AT_HAND = 4096
 AUDIT_LOCK = "aizen:{index}:audit"
 
 
-@dataclass(frozen=True)
-class DeviceKeys:
-    """The keys of one device; `epoch` is of its credentials."""
+class DeviceKeys(NamedTuple):
+    """The keys of one device; `epoch` is of its credentials. `entrance` is what every call of a device touches."""
 
     sessions: str
     epoch: str
@@ -25,30 +26,21 @@ class DeviceKeys:
     leased: str
     records: str
     channel: str
+    entrance: tuple[str, ...]
+    queue: tuple[str, ...]
 
     @classmethod
-    @lru_cache(maxsize=16_384)
+    @lru_cache(maxsize=MOST_AT_HAND)
     def of(cls, device_id: str) -> DeviceKeys:
+        """The keys of the device with this id."""
         tag = "aizen:{" + device_id + "}:"
+        sessions, device, limit = tag + "sessions", tag + "device", tag + "limit"
+        pending, leased, records = tag + "pending", tag + "leased", tag + "records"
         return cls(
-            tag + "sessions",
-            tag + "epoch",
-            tag + "device",
-            tag + "limit",
-            tag + "pending",
-            tag + "leased",
-            tag + "records",
-            tag + "channel",
+            *(sessions, tag + "epoch", device, limit, pending, leased, records, tag + "channel"),
+            entrance=(sessions, device, limit),
+            queue=(pending, leased, records),
         )
-
-    @cached_property
-    def entrance(self) -> tuple[str, ...]:
-        """What every call of a device touches."""
-        return (self.sessions, self.device, self.limit)
-
-    @cached_property
-    def queue(self) -> tuple[str, ...]:
-        return (self.pending, self.leased, self.records)
 
 
 def epoch(tag: str) -> str:

@@ -21,6 +21,8 @@ _KIB_A_SOCKET = 22.0
 _REDIS_CONNECTIONS = 8
 # Sockets that come and go before memory is looked at: what a process keeps that has worked is not theirs.
 _WARM_UP = 200
+# Portals join as they come, not all at once: so many, and so many seconds apart.
+_JOINS_AT_ONCE, _BETWEEN_S = 32, 0.02
 _NO_SOCKETS = 'aizen_sockets{kind="device"} 0.0'
 _LOOK_S = 0.1
 _PATIENCE_S = 30.0
@@ -120,8 +122,11 @@ async def _idle(stage: Stage, plan: Plan, server: Server, paths: Sequence[str]) 
         for number in (0, *plan.idle):
             more = paths[_WARM_UP + so_far : _WARM_UP + number]
             opened = await stack.enter_async_context(sockets(server.port, more))
-            for socket in opened if server.name == "gateway" and "customer" in paths[0] else ():
-                socket.tell(b'{"type":"join_rooms"}')
+            joining = opened if server.name == "gateway" and "customer" in paths[0] else []
+            for start in range(0, len(joining), _JOINS_AT_ONCE):
+                for socket in joining[start : start + _JOINS_AT_ONCE]:
+                    socket.tell(b'{"type":"join_rooms"}')
+                await asyncio.sleep(_BETWEEN_S)
             so_far = number
             await asyncio.sleep(plan.settle)
             cpu = server.cpu()
