@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 
 # The machine is shared: how long an example took says nothing.
-settings.register_profile("shared", deadline=None)
+settings.register_profile("shared", deadline=None, max_examples=50)
 settings.load_profile("shared")
 
 pytest_plugins = [

@@ -194,6 +194,8 @@ class Bus:
         try:
             self._joined = set()
             self._joining = {*self._handlers, *self._idle}
+            # Those that were about to be left are not joined again.
+            self._lost &= self._joining
             self._leaving.clear()
             await pubsub.subscribe(self._control)
             self._heard = time.monotonic()
@@ -227,8 +229,7 @@ class Bus:
             elif kind == "message":
                 if channel == self._control:
                     self._timed(self._heard - self._pinged_at)
-                for handler in self._handlers.get(channel, ()):
-                    _deliver(handler, message["data"])
+                _deliver(self._handlers.get(channel, ()), message["data"])
 
     def _confirm(self, channel: str) -> None:
         """The server has joined `channel`. One that was joined before had a gap: the client may reconnect silently."""
@@ -276,9 +277,10 @@ class Bus:
                 self._changed.set()
 
 
-def _deliver(handler: Handler, data: str) -> None:
+def _deliver(handlers: Iterable[Handler], data: str) -> None:
     """One that fails must not deafen the others."""
-    try:
-        handler.message(data)
-    except Exception:
-        _log.exception("message not understood", handler=type(handler).__name__)
+    for handler in handlers:
+        try:
+            handler.message(data)
+        except Exception:
+            _log.exception("message not understood", handler=type(handler).__name__)

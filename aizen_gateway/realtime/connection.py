@@ -227,7 +227,9 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
         self._force = self._loop.call_later(self._limits.close_within, self._wire.abort)
-        for callback in self._on_end:
+        # Forgotten, for they know this connection: what has ended is freed without the garbage collector.
+        callbacks, self._on_end = self._on_end, ()
+        for callback in callbacks:
             callback()
         if self._reading is not None:
             self._reading.reschedule(self._loop.time())
@@ -235,8 +237,9 @@ class Connection:
 
     def when_ending(self, callback: Callable[[], object]) -> None:
         """Have `callback` called at the moment the socket begins to end, whoever ends it; now if it has begun."""
-        self._on_end += (callback,)
-        if self._ending is not None:
+        if self._ending is None:
+            self._on_end += (callback,)
+        else:
             callback()
 
     def abort(self) -> None:
@@ -276,8 +279,12 @@ class Connection:
     async def closed(self) -> None:
         """Close, if nobody has, and wait for the end. Whatever happens, the transport is free afterwards."""
         self.end(CloseCode.NORMAL, "")
-        if self._writer is not None:
-            await asyncio.gather(self._writer, return_exceptions=True)
+        try:
+            if self._writer is not None:
+                await asyncio.gather(self._writer, return_exceptions=True)
+        finally:
+            # A writer that is cancelled before it began frees nothing.
+            self._free()
 
     def _begin_writing(self) -> None:
         if self._writer is None:

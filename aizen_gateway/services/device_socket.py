@@ -224,6 +224,7 @@ class DeviceSocket:
 
     def _doubt(self) -> None:
         self._sure_until = float("-inf")
+        self._nothing_waits = False
 
     def forget(self, command_id: UUID, claim_token: str) -> None:
         """The device is done with a command as it was pushed: there is room for another."""

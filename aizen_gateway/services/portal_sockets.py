@@ -126,12 +126,15 @@ class PortalSocket:
         self._look_later()
 
     async def stop(self) -> None:
-        """Forget the timers, and end what they began."""
-        for timer in (self._token_timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
-        if self._looking is not None:
-            await end(self._looking)
+        """End what the timers began, and forget them."""
+        try:
+            if self._looking is not None:
+                await end(self._looking)
+        finally:
+            # Last: a look that its cancellation did not reach has set the timer for the next one.
+            for timer in (self._token_timer, self._look_timer):
+                if timer is not None:
+                    timer.cancel()
 
     def _watch_token(self) -> None:
         if self._token_timer is not None:

@@ -90,6 +90,10 @@ class SocketWire:
         await self._websocket.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
+        failure = self._websocket.exception()
+        if failure is not None:
+            # Where it came from leads back to the socket, which would wait for the garbage collector.
+            failure.__traceback__ = failure.__context__ = None
         transport = self._transport
         if transport is None:
             return
