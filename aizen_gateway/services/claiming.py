@@ -9,7 +9,7 @@ from uuid import UUID
 
 from ..domain import secrets
 from ..domain.clock import from_ms, to_ms
-from ..domain.errors import Unavailable
+from ..domain.errors import GatewayError, Unavailable
 from ..domain.lifecycle import HELD
 from ..domain.records import Command
 from ..domain.values import CommandStatus, DeviceCaller, Origin
@@ -151,14 +151,22 @@ class Claim:
         return max(0, ends - to_ms(self.now)) / 1000 if ends else None
 
     async def attempt(self, *, counted: bool) -> Sequence[Command]:
-        """Lease and confirm; look again while the index offers only what the truth refuses."""
-        for _ in range(_LOOKS):
-            self._leased = await self._claiming.lease(
-                self.token, self._limit, self._visibility_ms, counted=counted, pushed=self._pushed
-            )
-            if not self._leased.ids:
-                break
-            if commands := await self._claiming.take(self._leased, self._visibility_ms, self._origin):
-                return commands
-            counted = False
-        return []
+        """Lease and confirm; look again for as many as the truth refused of what the index offered."""
+        found: list[Command] = []
+        try:
+            for _ in range(_LOOKS):
+                self._leased = await self._claiming.lease(
+                    self.token, self._limit - len(found), self._visibility_ms, counted=counted, pushed=self._pushed
+                )
+                if not self._leased.ids:
+                    break
+                taken = await self._claiming.take(self._leased, self._visibility_ms, self._origin)
+                found += taken
+                if len(taken) == len(self._leased.ids):
+                    break
+                counted = False
+        except GatewayError:
+            # What was confirmed is the device's.
+            if not found:
+                raise
+        return found

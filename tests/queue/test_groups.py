@@ -6,9 +6,13 @@ import asyncio
 from uuid import UUID
 
 from aizen_gateway.domain.errors import CommandNotFound, InvalidClaimToken
+from aizen_gateway.storage import queries
 from aizen_gateway.storage.postgres import Connection, Database
+from aizen_gateway.storage.rows import command_of
 from tests.support.bench import Bench
 from tests.support.waiting import eventually
+
+_READ = queries.load("commands")["read_command"]
 
 
 async def _hold(connection: Connection, *commands: object) -> None:
@@ -108,3 +112,20 @@ async def test_what_a_claim_has_got_is_handed_out_when_the_rest_cannot_be_and_th
         claimed = await claim
     assert [command["id"] for command in claimed] == [command["id"] for command in commands[1:]]
     assert [command["id"] for command in await device.claim(limit=3)] == [commands[0]["id"]]
+
+
+async def test_what_the_index_offers_in_vain_is_made_up_for_in_the_same_claim(bench: Bench) -> None:
+    device = await bench.device("groups-stale")
+    session = await bench.open_session(device.device_id)
+    rows = []
+    for _ in range(2):
+        ended = await bench.submit(session)
+        rows.append(await bench.parts.database.fetchrow(_READ, UUID(ended["id"])))
+        (claimed,) = await device.claim()
+        await device.report(claimed)
+    for row in rows:
+        # As somebody does who read it before it ended.
+        await bench.parts.dispatcher.index(command_of(row))
+    waiting = [(await bench.submit(session))["id"] for _ in range(3)]
+    assert [claimed["id"] for claimed in await device.claim(limit=3)] == waiting
+    assert await device.claim() == []
