@@ -167,6 +167,11 @@ class Dispatcher:
         """Put one command of the truth into the index, without announcing it."""
         await self._index(command)
 
+    async def not_indexed(self, commands: Sequence[Command]) -> list[UUID]:
+        """Those of `commands` that the index does not know. Raises `Unavailable`."""
+        known = await asyncio.gather(*(self._queue.knows(command.device_id, command.id) for command in commands))
+        return [command.id for command, found in zip(commands, known, strict=True) if not found]
+
     async def clear_done(self) -> None:
         """Delete the outbox rows that were dispatched. Raises `Unavailable`; then they are tried again."""
         done, self._done = self._done, []

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID, uuid4
 
 import structlog
 
 from ..domain.errors import Unavailable
+from ..domain.lifecycle import HELD
+from ..domain.records import Command
+from ..domain.values import CommandStatus
 from ..storage import keys, queries
 from ..storage.postgres import Database
 from ..storage.redis_store import RedisStore
@@ -21,6 +25,7 @@ from .dispatch import Dispatcher
 
 _COMMANDS = queries.load("commands")
 _PAGE = 500
+_LIVE = HELD | {CommandStatus.QUEUED}
 _LOOK_EVERY_S = 1.0
 _AUDIT_EVERY_S = 60.0
 # The mark is renewed at every look; it ends by itself where no gateway runs any more, and is then built anew.
@@ -64,14 +69,35 @@ class Recovery:
 
     async def fill(self) -> int:
         """Make the index agree with every live command, page by page. Raises `Unavailable`."""
-        last: UUID | None = None
         count = 0
-        while rows := await self._database.fetch(_COMMANDS["live_commands"], last, _PAGE):
-            for row in rows:
-                await self._dispatcher.index(command_of(row))
-            count += len(rows)
-            last = rows[-1]["id"]
+        async for page in self._live():
+            for command in page:
+                await self._dispatcher.index(command)
+            count += len(page)
         return count
+
+    async def put_back(self) -> int:
+        """Index the live commands that the index does not know; return how many. Raises `Unavailable`.
+
+        What was read of a command may be old by the time it is looked for, so those that are missed are read again:
+        a page put into the index as it was read would offer commands that have been claimed or ended since.
+        """
+        count = 0
+        async for page in self._live():
+            missing = await self._dispatcher.not_indexed(page)
+            rows = await self._database.fetch(_COMMANDS["read_commands"], missing) if missing else []
+            for command in map(command_of, rows):
+                if command.status in _LIVE:
+                    await self._dispatcher.index(command)
+                    count += 1
+        return count
+
+    async def _live(self) -> AsyncIterator[Sequence[Command]]:
+        """Page by page the commands that must be in the index."""
+        last: UUID | None = None
+        while rows := await self._database.fetch(_COMMANDS["live_commands"], last, _PAGE):
+            yield [command_of(row) for row in rows]
+            last = rows[-1]["id"]
 
     async def audit(self) -> None:
         """Put back what a failover may have dropped: soon after one is noticed, and now and then, one instance for all.
@@ -83,7 +109,7 @@ class Recovery:
         if not moved and since < _AUDIT_EVERY_S:
             return
         if moved or await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
-            await self.fill()
+            await self.put_back()
         self._audited, self._servers = time.monotonic(), servers
 
     async def run(self) -> None:

@@ -70,6 +70,10 @@ class Queue:
         keys = DeviceKeys.of(command.device_id)
         return self._store.begin("hold", keys.queue, [str(command.id), _record(command), to_ms(command.visible_until)])
 
+    async def knows(self, device_id: str, command_id: UUID) -> bool:
+        """Whether the index has anything of a command. Raises `Unavailable`."""
+        return bool(await self._store.call("HEXISTS", DeviceKeys.of(device_id).records, str(command_id)))
+
     async def give_back(self, device_id: str, ids: Sequence[UUID]) -> None:
         """Undo leases that the truth never saw."""
         keys = DeviceKeys.of(device_id)
