@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from aizen_gateway.storage.keys import DeviceKeys
+
 from .filling import finish, register
 from .http_paths import PATHS
 from .http_runs import figures_of
@@ -20,6 +22,8 @@ _FLAT = 1.10
 _PART = 0.5
 _CYCLE = next(path for path in PATHS if path.name == "cycle")
 _COSTS = (Figure.CPU, Figure.VALKEY, Figure.POSTGRES)
+_END_OPEN = """update aizen.commands set status = 'canceled', completed_at = now(), due_at = null
+               where status in ('queued', 'claimed')"""
 # Requests of one command: a tenth of the claim, its submission and its result.
 _REQUESTS = _CYCLE.per
 
@@ -84,9 +88,13 @@ def _flows(stage: Stage, devices: Sequence[Device]) -> list[Flow]:
 
 async def _runs(stage: Stage, plan: Plan, server: Server, devices: Sequence[Device]) -> Figures:
     async with stage.database() as database:
+        # What earlier runs broke off; a device can only have so many open commands.
+        await database.execute(_END_OPEN)
         # What PostgreSQL would else do by itself some time during the measurement.
         await database.execute("vacuum analyze")
         await database.execute("checkpoint")
+    for device in devices:
+        await stage.valkey.delete(*DeviceKeys.of(device.id).queue)
     return medians([await _run(stage, plan, [server], devices, 0.0) for _ in range(plan.runs)])
 
 
