@@ -48,6 +48,9 @@ class Commands:
         """Let what runs end."""
         await self._orders.close()
 
+    def _kind(self, type: str) -> CommandKind:
+        return CommandKind.DIAGNOSTIC if type in self._diagnostic_types else CommandKind.REMEDIATION
+
     async def submit(
         self,
         principal: Principal,
@@ -70,8 +73,7 @@ class Commands:
         require_write(principal)
         now = from_ms(principal.now_ms)
         expires_at = after_ms(now, expires_in_ms) if expires_in_ms is not None else None
-        digest = _digest(type, parameters)
-        kind = CommandKind.DIAGNOSTIC if type in self._diagnostic_types else CommandKind.REMEDIATION
+        kind, digest = self._kind(type), _digest(type, parameters)
         order = Order(type, kind, parameters, digest, priority, timeout_ms, expires_at, max_deliveries, reason)
         if idempotency is None:
             change = await self._orders.place(Placing(principal, session_id, order, now, origin))
@@ -184,7 +186,7 @@ class Commands:
                 session,
                 Order(
                     source.type,
-                    CommandKind.DIAGNOSTIC if source.type in self._diagnostic_types else CommandKind.REMEDIATION,
+                    self._kind(source.type),
                     source.parameters,
                     source.digest,
                     source.priority,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from ..domain.lifecycle import after_ms
 from ..domain.values import DeviceCaller, Origin
 from ..storage import queries
 from ..storage.groups import Groups
-from ..storage.postgres import Database
+from ..storage.postgres import Database, columns
 
 _SQL = queries.load("commands")
 # What somebody else holds just now is left to a claim of its own, so that one device never waits for another's.
@@ -72,21 +72,21 @@ class GroupClaims:
         return [[of_token[token] for token in wanted.tokens if token in of_token] for wanted in group]
 
     async def _run(self, statement: str, group: Sequence[Wanted]) -> Rows:
-        columns: tuple[list[Any], ...] = tuple([] for _ in range(9))
-        for wanted in group:
-            caller, origin, now = wanted.caller, wanted.origin, from_ms(wanted.caller.now_ms)
-            lease_end = after_ms(now, wanted.visibility_ms)
-            for command_id, token in zip(wanted.ids, wanted.tokens, strict=True):
-                row = (
-                    *(command_id, token, caller.uid, now, lease_end, caller.device_id),
-                    *(origin.request_id, origin.ip, origin.user_agent),
-                )
-                for column, value in zip(columns, row, strict=True):
-                    column.append(value)
+        rows = [row for wanted in group for row in _rows(wanted)]
         # Not one statement that commits itself: a server that hangs would do it later, for nobody.
         async with self._database.unit() as connection:
-            return list(await connection.fetch(statement, *columns))
+            return list(await connection.fetch(statement, *columns(rows)))
 
     async def close(self) -> None:
         """Let what runs end."""
         await self._groups.close()
+
+
+def _rows(wanted: Wanted) -> Iterator[tuple[Any, ...]]:
+    caller, origin, now = wanted.caller, wanted.origin, from_ms(wanted.caller.now_ms)
+    lease_end = after_ms(now, wanted.visibility_ms)
+    for command_id, token in zip(wanted.ids, wanted.tokens, strict=True):
+        yield (
+            *(command_id, token, caller.uid, now, lease_end, caller.device_id),
+            *(origin.request_id, origin.ip, origin.user_agent),
+        )

@@ -20,7 +20,7 @@ from ..domain.values import (
 )
 from ..storage import queries
 from ..storage.groups import Groups
-from ..storage.postgres import Change, Database
+from ..storage.postgres import Change, Database, columns
 from ..storage.rows import command_of
 
 _COMMANDS = queries.load("commands")
@@ -74,11 +74,10 @@ class GroupOrders:
     async def _place(self, group: Sequence[Placing]) -> Sequence[Change | None]:
         ids = [uuid4() for _ in group]
         rows = [_row(command_id, placing) for command_id, placing in zip(ids, group, strict=True)]
-        columns = [list(column) for column in zip(*rows, strict=True)]
         async with self._database.unit() as connection:
             held = await connection.fetch(_SESSIONS["lock_sessions_at_hand"], [one.session_id for one in group])
             placed = await connection.fetch(
-                _COMMANDS["submit_commands"], *columns, [row["id"] for row in held], MAX_OPEN_COMMANDS
+                _COMMANDS["submit_commands"], *columns(rows), [row["id"] for row in held], MAX_OPEN_COMMANDS
             )
             # Before the commit: what has failed has done nothing, and may be done again.
             changes = {

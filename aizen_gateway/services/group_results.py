@@ -17,7 +17,7 @@ from ..domain.reporting import Report, Verdict, take_result
 from ..domain.values import DeviceCaller, Origin
 from ..storage import queries
 from ..storage.groups import Groups
-from ..storage.postgres import Change, Connection, Database
+from ..storage.postgres import Change, Connection, Database, columns
 from ..storage.rows import command_of
 
 _SQL = queries.load("commands")
@@ -106,8 +106,7 @@ async def _save(
             )
     if not rows:
         return {}
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return {row["id"]: row["version"] for row in await connection.fetch(_SQL["save_results"], *columns)}
+    return {row["id"]: row["version"] for row in await connection.fetch(_SQL["save_results"], *columns(rows))}
 
 
 def _announced(

@@ -46,27 +46,26 @@ class Link:
 
     def run_script(self, command: Command) -> Awaitable[Any]:
         """Run one `EVALSHA` or `EVAL`, never twice. Raises the library's errors, at once or when awaited."""
-        wire = self._wire
-        return self.execute_command(*command) if wire is None or wire.lost else wire.call(command)
+        wire = self._open_wire
+        return self.execute_command(*command) if wire is None else wire.call(command)
 
     async def execute_command(self, *command: str | int) -> Any:
         """As `run_script`, any command, whose answer is given as the library gives it."""
-        wire = self._wire
-        if wire is None or wire.lost:
-            wire = await self._connected()
-        answer = await wire.call(command)
+        answer = await (self._open_wire or await self._connected()).call(command)
         read = self._readers.get(command[0])
         return answer if read is None else read(answer)
 
     async def execute_after(self, first: Command, command: Command) -> Any:
         """Run two commands with nothing between them; return the answer to the second. Raises as `execute_command`."""
-        wire = self._wire
-        if wire is None or wire.lost:
-            wire = await self._connected()
+        wire = self._open_wire or await self._connected()
         before, answer = wire.call(first), wire.call(command)
         await asyncio.wait((before, answer))
         before.exception()
         return await answer
+
+    @property
+    def _open_wire(self) -> _Wire | None:
+        return None if self._wire is None or self._wire.lost else self._wire
 
     def pubsub(self) -> PubSub:
         """A subscriber, on a connection of its own."""

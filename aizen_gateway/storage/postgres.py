@@ -14,9 +14,9 @@ import orjson
 
 from ..domain.errors import Unavailable
 from ..domain.values import Origin
-from .transaction import Change, Connection, Transaction
+from .transaction import Change, Connection, Transaction, columns
 
-__all__ = ["Change", "Connection", "Database", "PostgresOptions", "Transaction", "unavailable"]
+__all__ = ["Change", "Connection", "Database", "PostgresOptions", "Transaction", "columns", "unavailable"]
 
 # Faults of the line, of a server that is going away, or of the moment, as against faults of a statement.
 _AWAY = (

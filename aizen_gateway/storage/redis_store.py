@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -166,15 +166,9 @@ class RedisStore:
         """Nothing is connected before the first call. `timed` is told how many seconds answers take."""
         return cls(connect(options, timed))
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Coroutine[Any, Any, Any]:
         """Run `lua/<script>.lua` in one round trip. All keys are of one hash tag. Raises `Unavailable`."""
-        try:
-            try:
-                return await self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
-            except NoScriptError:
-                return await self.client.run_script(("EVAL", self._scripts[script], len(keys), *keys, *args))
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return self._answer(None, script, keys, args)
 
     def begin(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
         """As `run`, but sent now, before whatever is begun after it; the answer is there to be awaited, and must be.
@@ -182,16 +176,22 @@ class RedisStore:
         In a cluster it is sent when it is awaited, since what goes to different nodes keeps no order.
         """
         try:
-            sent = self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
+            sent: Awaitable[Any] | None = self._send(script, keys, args)
         except (RedisError, OSError):
             # Away just now: the answer tells.
-            return self.run(script, keys, args)
+            sent = None
         return self._answer(sent, script, keys, args)
 
-    async def _answer(self, sent: Awaitable[Any], script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    def _send(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
+        return self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
+
+    async def _answer(
+        self, sent: Awaitable[Any] | None, script: str, keys: Sequence[str], args: Sequence[str | int]
+    ) -> Any:
+        """The answer to what was sent, or is sent now."""
         try:
             try:
-                return await sent
+                return await (self._send(script, keys, args) if sent is None else sent)
             except NoScriptError:
                 return await self.client.run_script(("EVAL", self._scripts[script], len(keys), *keys, *args))
         except (RedisError, OSError) as error:

@@ -86,11 +86,11 @@ class Transaction:
     async def finish(self) -> None:
         """Write the audit records and outbox rows; called just before the commit."""
         if self._audit:
-            await self.connection.execute(_AUDIT["insert_audit"], *_columns(self._audit))
+            await self.connection.execute(_AUDIT["insert_audit"], *columns(self._audit))
         if not self._announced:
             return
         rows = [(subject, uid, change) for (subject, uid), (_, change) in self._announced.items()]
-        ids = await self.connection.fetch(_OUTBOX["insert_outbox"], *_columns(rows), self.origin.request_id)
+        ids = await self.connection.fetch(_OUTBOX["insert_outbox"], *columns(rows), self.origin.request_id)
         for row, ((subject, _), (record, change)) in zip(ids, self._announced.items(), strict=True):
             self.changes.append(Change(subject, record, change, self.origin.request_id, row["id"]))
 
@@ -103,5 +103,6 @@ def _named(record: Command | Session | Device) -> tuple[str, str, UUID | None, U
     return "device", record.id, None, None
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as the arrays that `unnest` takes, one a column."""
     return [list(column) for column in zip(*rows, strict=True)]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from aizen_gateway.dev.embedded import EmbeddedServer
 from tests.support.outages import hung, kill, shut_down
 
 from .ledger import Disturbance, Ledger
@@ -85,18 +86,17 @@ async def _hang_postgres(scene: Scene) -> Disturbance:
 
 
 async def _stop_postgres(scene: Scene) -> Disturbance:
-    stage = scene.stage
-    disturbance = scene.begin("the stop of PostgreSQL", unavailable=stage.names, untouched=frozenset({"heartbeat"}))
-    await shut_down(stage.postgres)
-    await asyncio.sleep(scene.seconds)
-    await stage.postgres.restart()
-    return scene.heal(disturbance)
+    return await _without_postgres(scene, "the stop of PostgreSQL", shut_down)
 
 
 async def _kill_postgres(scene: Scene) -> Disturbance:
+    return await _without_postgres(scene, "the death of PostgreSQL", kill)
+
+
+async def _without_postgres(scene: Scene, name: str, end: Callable[[EmbeddedServer], Awaitable[None]]) -> Disturbance:
     stage = scene.stage
-    disturbance = scene.begin("the death of PostgreSQL", unavailable=stage.names, untouched=frozenset({"heartbeat"}))
-    await kill(stage.postgres)
+    disturbance = scene.begin(name, unavailable=stage.names, untouched=frozenset({"heartbeat"}))
+    await end(stage.postgres)
     await asyncio.sleep(scene.seconds)
     await stage.postgres.restart()
     return scene.heal(disturbance)
