@@ -30,6 +30,7 @@ from .unprivileged import Account
 _LAUNCHER = Path(__file__).with_name("bound_exec.py")
 _POLL_S = 0.005
 _SLOWEST_POLL_S = 0.1
+_SETTLE_S = 0.05
 _TAIL_LINES = 15
 _TAIL_BYTES = 16 * 1024
 
@@ -82,6 +83,15 @@ async def ended(process: subprocess.Popen[bytes], within: float | None = None) -
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _SLOWEST_POLL_S)
     return status
+
+
+async def settle() -> None:
+    """Let a Ctrl-C cancel the caller before it complains that a program has ended.
+
+    A terminal's Ctrl-C in the moment between the fork and the child's own session ends the child as well as us, and
+    the child's end may be seen first.
+    """
+    await asyncio.sleep(_SETTLE_S)
 
 
 async def stop(process: subprocess.Popen[bytes], signals: Iterable[signal.Signals], patience: float) -> int:

@@ -150,6 +150,7 @@ class Processes:
         while True:
             for program in self._watched:
                 if program.process.poll() is not None:
+                    await child.settle()
                     return program
             await asyncio.sleep(_WATCH_S)
 

@@ -77,6 +77,7 @@ class EmbeddedPostgres(EmbeddedServer):
         finally:
             await child.stop(process, (), 0)
         if status != 0:
+            await child.settle()
             raise EmbeddedServerError(self._explained(f"{self.title} cannot make its data directory"))
         given.rename(self._unfinished / "gateway-password")
         self._unfinished.rename(self._store)

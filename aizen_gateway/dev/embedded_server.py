@@ -206,6 +206,7 @@ class EmbeddedServer(ABC):
         deadline = monotonic() + START_S
         while not await self._answers():
             if process.poll() is not None:
+                await child.settle()
                 taken = _PORT_TAKEN in child.tail(self._log)
                 raise (_PortTakenError if taken else EmbeddedServerError)(
                     self._explained(f"{self.title} ended as soon as it was started (status {process.returncode})")

@@ -108,7 +108,7 @@ async def test_ctrl_c_at_any_moment_ends_everything(folder: Path, moment: str) -
     async with dev(folder) as run:
         await run.until(moment)
         os.killpg(run.process.pid, signal.SIGINT)
-        assert await run.end() == 128 + signal.SIGINT
+        assert await run.end() == 128 + signal.SIGINT, run.text
         assert run.left() == []
         assert "Stopping" in run.text
         assert "Traceback" not in run.text

@@ -204,6 +204,30 @@ async def test_a_start_that_is_cut_short_leaves_nothing_and_can_be_repeated(data
         assert not await remembers(server)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_ctrl_c_that_reaches_the_program_first_is_no_failed_start(kind: Kind, data_dir: Path) -> None:
+    loop = asyncio.get_running_loop()
+    ours = psutil.Process()
+    before = set(ours.children())
+
+    def interrupt() -> None:
+        """End the program, let that be seen, and only then cancel the start."""
+        begun = set(ours.children()) - before
+        if not begun:
+            loop.call_soon(interrupt)
+            return
+        for program in begun:
+            program.kill()
+            while program.status() != psutil.STATUS_ZOMBIE:
+                pass
+        loop.call_later(0.01, starting.cancel)
+
+    starting = asyncio.create_task(kind.start(data_dir, durable=False))
+    loop.call_soon(interrupt)
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
 async def test_a_server_that_cannot_start_is_explained_by_its_own_log(data_dir: Path) -> None:
     server = await EmbeddedPostgres.start(data_dir, durable=False)
     await server.stop()
