@@ -54,28 +54,32 @@ class JsonResponse(web.Response):
     def keep_alive(self) -> bool | None:
         return self._keep_alive
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the whole answer."""
+    def write_at_once(self, request: web.BaseRequest) -> bool:
+        """Write the whole answer if it can go the short way; whether it did."""
         transport, body = request.transport, cast("bytes", self._body)
         if (
-            self._keep_alive is None
-            and transport is not None
-            and request.keep_alive
-            and request.version == HttpVersion11
-            and request.method != hdrs.METH_HEAD
-            and hdrs.ORIGIN not in request.headers
-            and len(body) <= _MOST_AT_ONCE
+            self._keep_alive is not None
+            or transport is None
+            or not request.keep_alive
+            or request.version != HttpVersion11
+            or request.method == hdrs.METH_HEAD
+            or hdrs.ORIGIN in request.headers
+            or len(body) > _MOST_AT_ONCE
         ):
-            self._keep_alive = self._eof_sent = True
-            head = _heads.head(self._status)
-            transport.write(
-                b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, request[REQUEST_ID].encode(), len(body), body)
-            )
+            return False
+        self._keep_alive = self._eof_sent = True
+        head = _heads.head(self._status)
+        transport.write(b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, request[REQUEST_ID].encode(), len(body), body))
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write the whole answer, unless that has been done."""
+        if self._eof_sent or self.write_at_once(request):
             if request.protocol.writing_paused:
                 # Whoever asks on without reading is not answered on.
                 await request.writer.drain()
             return None
-        plain = web.Response(status=self._status, body=body, content_type="application/json")
+        plain = web.Response(status=self._status, body=self._body, content_type="application/json")
         if self._keep_alive is False:
             plain.force_close()
         await plain.prepare(request)

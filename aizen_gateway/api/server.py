@@ -1,8 +1,6 @@
-"""The runner that the gateway serves with: what is no HTTP, and reaches no middleware, gets the contract's error too.
+"""The runner that the gateway serves with: it makes the connections, and stops without dropping what is under way.
 
-By itself the framework answers a malformed request line or header, and an `Expect` that it does not know, in plain
-text and without a request id, and logs the client's bytes with a traceback; it lets a client take as long as it likes
-over its headers and over the answer; and when it stops, it drops bodies that are still on their way.
+By itself the framework drops bodies that are still on their way when it stops.
 """
 
 from __future__ import annotations
@@ -12,39 +10,14 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
-from uuid import uuid4
 
-import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .connection import Connection, TimeLimits
 from .deadlines import Deadlines
-from .errors import error_response, from_http_exception
-from .keys import REQUEST_ID
-from .middlewares import put_headers, request_id_of
-
-# A stopping server closes a connection when nothing has come on it for this many seconds: a proxy that uses it all the
-# time may be sending the next request just now, and must not repeat a POST by itself.
-_QUIET_S = 1.0
-
-_log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TimeLimits:
-    """Seconds that clients may take (contract section 7).
-
-    `head` is for the request line and headers, from their first byte on. `exchange` is from the headers to the last
-    byte of the answer, sockets aside: a little more than handlers have, so that they can still say that it took too
-    long. `idle` is without any request.
-    """
-
-    head: float = 10.0
-    exchange: float = 52.0
-    idle: float = 75.0
+from .direct import direct
 
 
 class GatewayRunner(web.AppRunner):
@@ -71,8 +44,8 @@ class GatewayRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
-            server.request_handler,
+        return Server(
+            direct(self.app, server.request_handler),
             self._limits,
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
@@ -95,7 +68,7 @@ class GatewayRunner(web.AppRunner):
                         await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:
-        return cast("_Server", self.server)()
+        return cast("Server", self.server)()
 
     async def drain(self) -> None:
         """Close quiet connections, and return when every request under way has been answered.
@@ -104,18 +77,18 @@ class GatewayRunner(web.AppRunner):
         connection. Call it once nothing listens any more, and before `cleanup`. It may take as long as the slowest
         client.
         """
-        await cast("_Server", self.server).drain()
+        await cast("Server", self.server).drain()
 
     @property
     def under_way(self) -> int:
         """How many requests have been read and not yet answered, sockets aside."""
         if self.server is None:
             return 0
-        return sum(cast("_Protocol", connection).is_answering for connection in self.server.connections)
+        return sum(cast("Connection", connection).is_answering for connection in self.server.connections)
 
     def abort(self) -> int:
         """Break off the connections that are left, and return how many there were."""
-        left = cast("_Server", self.server).connections
+        left = cast("Server", self.server).connections
         for connection in left:
             if connection.transport is not None:
                 connection.transport.abort()
@@ -140,18 +113,18 @@ def _accepted(listener: socket.socket) -> list[socket.socket]:
     return taken
 
 
-class _Server(web.Server):
+class Server(web.Server):
     def __init__(
         self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: TimeLimits, **options: Any
     ) -> None:
         super().__init__(handler, **options)
         self.limits = limits
-        self.exchanges = Deadlines[_Protocol](limits.exchange, _Protocol.exchange_overdue)
+        self.exchanges = Deadlines[Connection](limits.exchange, Connection.exchange_overdue)
         self.draining = False
         self._empty = asyncio.Event()
 
     def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self._loop, **self._kwargs)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -168,129 +141,14 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
         # Accepted just before nothing listened any more: its request has probably been sent.
         if self.draining:
-            cast("_Protocol", handler).close_when_quiet()
+            cast("Connection", handler).close_when_quiet()
 
     async def drain(self) -> None:
         self.draining = True
         # What has reached this machine already is read first, and answered.
         await asyncio.sleep(0)
         for connection in self.connections:
-            cast("_Protocol", connection).close_when_quiet()
+            cast("Connection", connection).close_when_quiet()
         self._empty.clear()
         self._look()
         await self._empty.wait()
-
-
-class _Protocol(RequestHandler):
-    __slots__ = ("_active_at", "_exchanging", "_head_timer", "_server")
-
-    def __init__(self, server: _Server, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._server = server
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._exchanging = False
-        # When something last came on it, or was answered.
-        self._active_at = self._loop.time()
-
-    @property
-    def _waits(self) -> bool:
-        """Whether no request is under way: none has come yet, or all that came have been answered."""
-        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether a request is under way that is no socket."""
-        return not self._waits and self._payload_parser is None
-
-    def data_received(self, data: bytes) -> None:
-        if self._exchanging and self._waits:
-            # What came since the last answer was the rest of a body that the answer did not wait for.
-            self._server.exchanges.end(self)
-            self._exchanging = False
-        super().data_received(data)
-        self._active_at = self._loop.time()
-        if not self._waits:
-            if self._head_timer is not None:
-                self._stop_head_timer()
-            if not self._exchanging:
-                self._exchanging = True
-                self._server.exchanges.begin(self)
-        elif self._head_timer is None and data.strip():
-            self._head_timer = self._loop.call_later(self._server.limits.head, self._head_overdue)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_head_timer()
-        self._server.exchanges.end(self)
-        super().connection_lost(exc)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_overdue(self) -> None:
-        self._head_timer = None
-        if self._waits:
-            _log.info("slow_headers", seconds=self._server.limits.head)
-            self.force_close()
-
-    def exchange_overdue(self) -> None:
-        """Break off a client that takes too long to send its request, or to take the answer."""
-        # An open socket lives as long as it likes, and so does a connection on which no request is under way.
-        if self.is_answering and self.transport is not None:
-            _log.info("slow_client", seconds=self._server.limits.exchange)
-            self.transport.abort()
-
-    def close_when_quiet(self) -> None:
-        """Close as soon as nothing has come for a while; an answer that is due ends the connection by itself."""
-        left = self._active_at + _QUIET_S - self._loop.time()
-        if not self._waits:
-            return
-        if left > 0:
-            self._loop.call_later(left, self.close_when_quiet)
-        else:
-            self.force_close()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has been begun already")
-        request_id = request.get(REQUEST_ID) or str(uuid4())
-        request[REQUEST_ID] = request_id
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.info("malformed_request", request_id=request_id, problem=type(exc).__name__)
-            answer = error_response(request, "INVALID_REQUEST", "This is not a request in HTTP/1.1.")
-        else:
-            _log.error("request_failed", exc_info=exc, request_id=request_id)
-            answer = error_response(request, "INTERNAL_ERROR", "The gateway failed.")
-        put_headers(request, answer)
-        answer.force_close()
-        return answer
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPException):
-            request.setdefault(REQUEST_ID, request_id_of(request))
-            resp = from_http_exception(request, resp)
-        if self._server.draining:
-            resp.force_close()
-        try:
-            return await super().finish_response(request, resp, start_time)
-        finally:
-            self._exchange_ended()
-
-    def _exchange_ended(self) -> None:
-        exchanges = self._server.exchanges
-        exchanges.end(self)
-        self._exchanging = bool(self._messages)
-        if self._exchanging:
-            exchanges.begin(self)
-        self._active_at = self._loop.time()
-        if self._server.draining:
-            self._close = True

@@ -99,10 +99,14 @@ class Devices:
     async def status(self, principal: Principal, device_id: str) -> dict[str, Any]:
         """A device with its connection, last heartbeat, open session and queue. Raises `DeviceNotFound`."""
         now = from_ms(principal.now_ms)
-        row = await self._database.fetchrow(_SQL["device_with_session"], device_id, principal.customer_id, now)
+        # Redis answers while PostgreSQL still looks.
+        looking = self._presence.look(device_id)
+        try:
+            row = await self._database.fetchrow(_SQL["device_with_session"], device_id, principal.customer_id, now)
+        finally:
+            seen = await looking
         if row is None:
             raise DeviceNotFound
-        seen = await self._presence.look(device_id)
         return {"device": _status_view(row, seen, principal.now_ms, self._presence.timeout_s * 1000)}
 
     async def commands(

@@ -45,7 +45,10 @@ class Link:
         self._closed = False
 
     def run_script(self, command: Command) -> Awaitable[Any]:
-        """Run one `EVALSHA` or `EVAL`, never twice. Raises the library's errors, at once or when awaited."""
+        """Run one `EVALSHA` or `EVAL`, or whatever is answered as the server says it; never twice.
+
+        Raises the library's errors, at once or when awaited.
+        """
         wire = self._open_wire
         return self.execute_command(*command) if wire is None else wire.call(command)
 

@@ -6,7 +6,7 @@ process which dies in between takes no change with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -262,11 +262,13 @@ class Presence:
             await self._store.call("ZADD", keys.WATCH, "LT", again_ms, device_id)
         await self._store.call("ZREM", keys.TAKEN, device_id)
 
-    async def look(self, device_id: str) -> Seen:
-        """What is known of a device now."""
-        device = DeviceKeys.of(device_id).device
+    def look(self, device_id: str) -> Awaitable[Seen]:
+        """What is known of a device now. It is asked at once; the answer must be awaited. Raises `Unavailable`."""
         names = ("uid", "presence", "socket", "heartbeat", "seen", "polled", "beat", "heard")
-        uid, presence, socket, heartbeat, *times = await self._store.call("HMGET", device, *names)
+        return self._seen(self._store.begin_call("HMGET", DeviceKeys.of(device_id).device, *names))
+
+    async def _seen(self, answer: Awaitable[Any]) -> Seen:
+        uid, presence, socket, heartbeat, *times = await answer
         seen, polled, beat, heard = (int(time) if time else None for time in times)
         last = orjson.loads(heartbeat) if heartbeat else None
         return Seen(uid, presence, seen, polled, beat, heard, last, socket is not None)

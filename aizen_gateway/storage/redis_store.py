@@ -31,7 +31,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from ..domain.errors import Unavailable
 from .cluster import Address, ClusterClient
 from .cluster_subscriber import ClusterSubscriber
-from .link import Link
+from .link import Command, Link
 
 LUA = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
@@ -181,6 +181,20 @@ class RedisStore:
             # Away just now: the answer tells.
             sent = None
         return self._answer(sent, script, keys, args)
+
+    def begin_call(self, *command: str | int) -> Awaitable[Any]:
+        """As `call`, but sent now as by `begin`, and answered with what the server says."""
+        try:
+            sent: Awaitable[Any] | None = self.client.run_script(command)
+        except (RedisError, OSError):
+            sent = None
+        return self._answer_call(sent, command)
+
+    async def _answer_call(self, sent: Awaitable[Any] | None, command: Command) -> Any:
+        try:
+            return await (self.client.run_script(command) if sent is None else sent)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
 
     def _send(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
         return self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
