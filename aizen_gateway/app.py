@@ -69,6 +69,7 @@ class Gateway:
     commands: Commands
     claiming: Claiming
     delivery: Delivery
+    devices: Devices
     system: System
     dispatcher: Dispatcher
     heartbeats: Heartbeats
@@ -123,6 +124,7 @@ def create_app(
     live = LiveSockets(socket_limits, ended=lambda code: metrics.sockets_closed.labels(str(code or 1006)).inc())
     feeds = Feeds(bus, events)
     access = CustomerAccess(verifier, database, limits)
+    devices = Devices(database, presence, dispatcher)
     commands = Commands(database, dispatcher, settings.diagnostic_types)
     approvals = Approvals(database, dispatcher, settings.approval_ttl)
     device_sockets = DeviceSockets(bus, sessions, presence, attendance, claiming, delivery)
@@ -149,6 +151,7 @@ def create_app(
         commands=commands,
         claiming=claiming,
         delivery=delivery,
+        devices=devices,
         system=system,
         dispatcher=dispatcher,
         heartbeats=heartbeats,
@@ -166,7 +169,7 @@ def create_app(
         enrollment=Enrollment(database, sessions, limits, dispatcher),
         heartbeats=heartbeats,
         delivery=delivery,
-        devices=Devices(database, presence, dispatcher),
+        devices=devices,
         sessions=Sessions(database, dispatcher, settings.session_ttl),
         commands=commands,
         approvals=approvals,
@@ -214,7 +217,7 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
     yield
     await end(*loops)
     await gateway.bus.stop()
-    parts = (gateway.commands, gateway.claiming, gateway.delivery, gateway.attendance)
+    parts = (gateway.commands, gateway.claiming, gateway.delivery, gateway.devices, gateway.attendance)
     await asyncio.gather(*(part.close() for part in parts))
     for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
         with suppress(Exception):

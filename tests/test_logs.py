@@ -16,9 +16,12 @@ from uuid import UUID
 
 import pytest
 import structlog
+from aiohttp import web
 
-from aizen_gateway.logs import bind_context, configure_logging, fresh_context, new_context
+from aizen_gateway.api.responses import json_response
+from aizen_gateway.logs import bind_context, configure_logging, flush_requests, fresh_context, new_context
 from aizen_gateway.redaction import redact, redact_text
+from tests.api.bare import bare_app, served
 
 # Made of the alphabet of real ones, and no credential of anybody.
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ0ZXN0In0.c2lnbmF0dXJlLW9mLXRlc3Q"
@@ -392,3 +395,29 @@ def test_a_process_writes_lines_to_stderr_whatever_its_locale() -> None:
 def test_masking_stays_fast_on_text_made_to_be_slow() -> None:
     for text in ("eyJ" * 3000, "token" * 2000, "secret='" * 1200, "a-" * 5000, "Bearer " * 1500, "token='\\" * 1200):
         assert isinstance(redact(text), str)
+
+
+async def test_what_one_request_binds_is_on_no_line_of_the_next_on_its_connection(lines: Lines) -> None:
+    async def bound(request: web.Request) -> web.Response:
+        bind_context(device_id="router-17")
+        return json_response({})
+
+    async def plain(request: web.Request) -> web.Response:
+        return json_response({})
+
+    names = ("bound", "plain", "bound")
+    async with served(bare_app(bound=bound, plain=plain)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for name in names:
+            writer.write(f"POST /{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+            await reader.readuntil(b"{}")
+        writer.write(b"no request\r\n\r\n")
+        await reader.read()
+        writer.close()
+    flush_requests()
+    said = lines()
+    requests = [line for line in said if line["event"] == "request"]
+    malformed = [line for line in said if line["event"] == "malformed_request"]
+    assert [line.get("device_id") for line in requests] == ["router-17", None, "router-17"]
+    assert ["device_id" in line for line in malformed] == [False]
+    assert len({line["request_id"] for line in (*requests, *malformed)}) == 4

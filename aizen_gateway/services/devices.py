@@ -18,6 +18,7 @@ from ..storage.presence import Presence, Seen
 from ..storage.rows import Row, command_of, device_of, session_of
 from . import cursors
 from .dispatch import Dispatcher
+from .group_looks import GroupLooks, Wanted
 from .transitions import cancel_command, end_session
 
 _SQL = queries.load("devices")
@@ -37,6 +38,11 @@ class Devices:
         self._database = database
         self._presence = presence
         self._dispatcher = dispatcher
+        self._looks = GroupLooks(database)
+
+    async def close(self) -> None:
+        """Let what runs end."""
+        await self._looks.close()
 
     async def list(
         self, principal: Principal, *, status: str = "all", limit: int = 50, offset: int = 0, search: str | None = None
@@ -102,7 +108,7 @@ class Devices:
         # Redis answers while PostgreSQL still looks.
         looking = self._presence.look(device_id)
         try:
-            row = await self._database.fetchrow(_SQL["device_with_session"], device_id, principal.customer_id, now)
+            row = await self._looks.read(Wanted(device_id, principal.customer_id, now))
         finally:
             seen = await looking
         if row is None:

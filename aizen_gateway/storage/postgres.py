@@ -1,11 +1,10 @@
-"""PostgreSQL: the pool, and one way to say that it is away. Nobody waits long for a server that is silent."""
+"""PostgreSQL: statements, transactions, and one way to say that it is away. Nobody waits long for a silent server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -14,7 +13,8 @@ import orjson
 
 from ..domain.errors import Unavailable
 from ..domain.values import Origin
-from .transaction import Change, Connection, Transaction, columns
+from .connections import Connection, Connections, PostgresOptions
+from .transaction import Change, Transaction, columns
 
 __all__ = ["Change", "Connection", "Database", "PostgresOptions", "Transaction", "columns", "unavailable"]
 
@@ -33,11 +33,6 @@ _AWAY = (
 )
 # After these nobody knows what the server is still doing for the connection.
 _ABANDONED = (TimeoutError, asyncio.CancelledError, GeneratorExit)
-# Seconds in which an abandoned connection may still come to rest and be kept.
-_REST_S = 1.0
-# Statements that a connection keeps prepared: more than there are, so that none is ever dropped and the library's way
-# of dropping one, which waits for the server without a bound, is never taken.
-_PREPARED = 512
 
 
 def unavailable(error: BaseException) -> BaseException:
@@ -47,55 +42,17 @@ def unavailable(error: BaseException) -> BaseException:
     return Unavailable("The database is not reachable.") if away else error
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresOptions:
-    """How to connect; `timeout` is seconds for a connection, for a place in the pool, and for a statement.
-
-    `statement_cache` is off behind a pooler in transaction mode, where a prepared statement may be met by another
-    server connection, and so may a setting.
-    """
-
-    dsn: str
-    pool_size: int = 10
-    timeout: float = 5.0
-    statement_cache: bool = True
-
-
 class Database:
-    """The pool. Connects when first used, so that a gateway starts and recovers with the database away."""
+    """What PostgreSQL is asked. Connects when first used: a gateway starts and recovers with the database away."""
 
     def __init__(self, options: PostgresOptions) -> None:
         self._options = options
-        self._pool: asyncpg.Pool[Any] | None = None
-        self._opening = asyncio.Lock()
-        self._resting: set[asyncio.Task[None]] = set()
-        self._busy = 0
-        self._closed = False
+        self._connections = Connections(options, self._prepare)
 
     @property
     def busy(self) -> int:
         """How many connections are in use."""
-        return self._busy
-
-    async def _open(self) -> asyncpg.Pool[Any]:
-        async with self._opening:
-            if self._closed:
-                raise Unavailable("The database has been closed.")
-            if self._pool is None:
-                options = self._options
-                self._pool = await asyncpg.create_pool(
-                    options.dsn,
-                    min_size=0,
-                    max_size=options.pool_size,
-                    timeout=options.timeout,
-                    command_timeout=options.timeout,
-                    statement_cache_size=_PREPARED if options.statement_cache else 0,
-                    max_cached_statement_lifetime=0,
-                    server_settings={"application_name": "aizen-gateway"},
-                    init=self._prepare,
-                    reset=_keep_as_it_is,
-                )
-        return self._pool
+        return self._connections.in_use
 
     async def _prepare(self, connection: Connection) -> None:
         for name in ("json", "jsonb"):
@@ -111,44 +68,12 @@ class Database:
                 f"set idle_in_transaction_session_timeout = {milliseconds * 2}"
             )
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """A connection outside a transaction. Raises `Unavailable`, also when none is free in time.
+    def connection(self) -> _Use:
+        """A block with a connection outside a transaction. Raises `Unavailable`, also when none is free in time.
 
         A connection that its user had to abandon is not waited for.
         """
-        try:
-            pool = self._pool or await self._open()
-            connection = await pool.acquire(timeout=self._options.timeout)
-        except _AWAY as error:
-            raise unavailable(error) from error
-        self._busy += 1
-        try:
-            yield connection
-        except BaseException as error:
-            # One whose transaction could not be undone is no more at rest than one that nobody waited for.
-            if isinstance(error, _ABANDONED) or _is_busy(connection):
-                self._abandon(pool, connection)
-            else:
-                await self._release(pool, connection)
-            if isinstance(error, Exception) and (away := unavailable(error)) is not error:
-                raise away from error
-            raise
-        else:
-            await self._release(pool, connection)
-        finally:
-            self._busy -= 1
-
-    async def _release(self, pool: asyncpg.Pool[Any], connection: Connection) -> None:
-        # What was done is done: a connection that breaks here is replaced at its next use.
-        with suppress(*_AWAY):
-            await pool.release(connection)
-
-    def _abandon(self, pool: asyncpg.Pool[Any], connection: Connection) -> None:
-        """Let a connection come to rest behind the back of its user, and give it up when that takes long."""
-        task = asyncio.create_task(_rest(pool, connection), name="connection-rest")
-        self._resting.add(task)
-        task.add_done_callback(self._resting.discard)
+        return _Use(self._connections)
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[Connection]:
@@ -195,26 +120,39 @@ class Database:
             return await connection.execute(sql, *args)
 
     def connections(self) -> dict[str, int]:
-        """How many connections of the pool are in use, and how many wait for use."""
-        if self._pool is None:
-            return {"used": 0, "free": 0}
-        free = self._pool.get_idle_size()
-        return {"used": self._pool.get_size() - free, "free": free}
+        """How many connections are in use, and how many wait for use."""
+        return self._connections.counts()
 
     async def close(self, seconds: float = 5.0) -> None:
-        """Close the pool, for good; by force after `seconds`."""
-        self._closed = True
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
+        """Close all connections, for good; by force after `seconds`."""
+        await self._connections.close(seconds)
+
+
+class _Use:
+    """What `Database.connection` returns: an object, since a generator would cost a good part of a statement."""
+
+    __slots__ = ("_connection", "_connections")
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._connection: Connection = None
+
+    async def __aenter__(self) -> Connection:
         try:
-            await asyncio.wait_for(pool.close(), seconds)
-        except TimeoutError:
-            pool.terminate()
-        finally:
-            for task in self._resting:
-                task.cancel()
-            await asyncio.gather(*self._resting, return_exceptions=True)
+            self._connection = await self._connections.take()
+        except _AWAY as error:
+            raise unavailable(error) from error
+        return self._connection
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        connection = self._connection
+        # One whose transaction could not be undone is no more at rest than one that nobody waited for.
+        if error is not None and (isinstance(error, _ABANDONED) or _is_busy(connection)):
+            self._connections.abandon(connection)
+        else:
+            self._connections.put_back(connection)
+        if isinstance(error, Exception) and (away := unavailable(error)) is not error:
+            raise away from error
 
 
 def _is_busy(connection: Connection) -> bool:
@@ -222,24 +160,6 @@ def _is_busy(connection: Connection) -> bool:
         return bool(connection.is_in_transaction())
     except asyncpg.InterfaceError:
         return False
-
-
-async def _rest(pool: asyncpg.Pool[Any], connection: Connection) -> None:
-    """Wait for the server to stop what it was doing, undo it, and put the connection back; else break it off."""
-    try:
-        if connection.is_in_transaction():
-            await connection.execute("rollback", timeout=_REST_S)
-        await pool.release(connection, timeout=_REST_S)
-    except BaseException as error:
-        # One that was given back or broken off meanwhile is the pool's already.
-        with suppress(asyncpg.InterfaceError):
-            connection.terminate()
-        if not isinstance(error, Exception):
-            raise
-
-
-async def _keep_as_it_is(connection: Connection) -> None:
-    """Between two users of a connection: nothing here locks, listens or changes settings, so nothing is reset."""
 
 
 def _encode(value: Any) -> str:

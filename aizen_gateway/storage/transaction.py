@@ -11,8 +11,7 @@ from uuid import UUID
 from ..domain.records import Command, Device, Session
 from ..domain.values import Actor, Origin
 from . import queries
-
-Connection = Any  # asyncpg.Connection or the pool's proxy of one: the same methods, no common type
+from .connections import Connection
 
 _AUDIT = queries.load("audit")
 _OUTBOX = queries.load("outbox")

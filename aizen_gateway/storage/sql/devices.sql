@@ -96,15 +96,15 @@ select count(*) from (
 ) devices
 where $2::text is null or shown = $2
 
--- name: device_with_session
--- A device with its open session and the number of its commands that wait to be claimed.
-select d.*,
+-- name: devices_with_session
+-- Devices of customers, each with its open session and the number of its commands that wait to be claimed.
+select w.place, d.*,
     (select id from aizen.sessions s where s.device_uid = d.uid and s.status in ('pending_approval', 'active')
-        and s.expires_at > $3) as active_session,
+        and s.expires_at > w.now) as active_session,
     (select count(*) from aizen.commands c where c.device_uid = d.uid and c.status = 'queued'
-        and c.claim_by > $3) as pending_commands
-from aizen.devices d
-where id = $1 and customer_id = $2 and deleted_at is null
+        and c.claim_by > w.now) as pending_commands
+from unnest($1::int[], $2::text[], $3::uuid[], $4::timestamptz[]) as w (place, id, customer_id, now)
+join aizen.devices d on d.id = w.id and d.customer_id = w.customer_id and d.deleted_at is null
 
 -- name: save_heartbeats
 -- Heartbeats written behind, many in one statement; an older one never replaces a newer one. JSON comes as text: in
