@@ -10,13 +10,15 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from redis.exceptions import RedisError
 
 from ..domain.errors import Unavailable
+from ..storage.cluster_subscriber import ClusterSubscriber
 from ..storage.redis_store import RedisStore
+from ..storage.subscriber import RedisSubscriber
 from .tasks import end
 
 # Seconds. A channel without listeners is left only after a while: a long-polling device is back within it.
@@ -176,7 +178,7 @@ class Bus:
             except Exception as error:
                 if time.monotonic() - started > _RETRY_MOST:
                     pause = _RETRY_FIRST
-                # A connection that ends at a bad moment makes the client library raise errors of every kind.
+                # A connection that ends at a bad moment makes the library and the loop raise errors of every kind.
                 foreseen = isinstance(error, RedisError | OSError | RuntimeError | Unavailable)
                 _log.warning(
                     "subscriber lost",
@@ -189,7 +191,7 @@ class Bus:
 
     async def _serve(self) -> None:
         """One life of the subscriber connection; ends by an error."""
-        pubsub = self._store.subscriber()
+        subscriber = self._store.subscriber()
         tasks: list[asyncio.Task[None]] = []
         try:
             self._joined = set()
@@ -197,12 +199,12 @@ class Bus:
             # Those that were about to be left are not joined again.
             self._lost &= self._joining
             self._leaving.clear()
-            await pubsub.subscribe(self._control)
+            await subscriber.subscribe(self._control)
             self._heard = time.monotonic()
             self._changed.set()
             tasks = [
-                asyncio.create_task(self._read(pubsub), name="bus-read"),
-                asyncio.create_task(self._join_and_leave(pubsub), name="bus-join"),
+                asyncio.create_task(self._read(subscriber), name="bus-read"),
+                asyncio.create_task(self._join_and_leave(subscriber), name="bus-join"),
                 asyncio.create_task(self._ping(), name="bus-ping"),
             ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -213,23 +215,20 @@ class Bus:
             self._lost |= self._confirmed
             self._confirmed.clear()
             with suppress(RedisError, OSError):
-                await asyncio.wait_for(pubsub.aclose(), 1.0)
+                await asyncio.wait_for(subscriber.aclose(), 1.0)
 
-    async def _read(self, pubsub: Any) -> None:
+    async def _read(self, subscriber: RedisSubscriber | ClusterSubscriber) -> None:
         while True:
-            # Without a time-out, which would be a timer a message: `_ping` notices silence.
-            message = await pubsub.get_message(timeout=None)
-            if message is None:
-                continue
+            messages = await subscriber.messages()
             self._heard = time.monotonic()
-            kind, channel = message["type"], message["channel"]
-            if kind == "subscribe":
-                if channel in self._joined:
-                    self._confirm(channel)
-            elif kind == "message":
+            for kind, channel, data in messages:
+                if kind == "subscribe":
+                    if channel in self._joined:
+                        self._confirm(channel)
+                    continue
                 if channel == self._control:
                     self._timed(self._heard - self._pinged_at)
-                _deliver(self._handlers.get(channel, ()), message["data"])
+                _deliver(self._handlers.get(channel, ()), data)
 
     def _confirm(self, channel: str) -> None:
         """The server has joined `channel`. One that was joined before had a gap: the client may reconnect silently."""
@@ -241,7 +240,7 @@ class Bus:
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
 
-    async def _join_and_leave(self, pubsub: Any) -> None:
+    async def _join_and_leave(self, subscriber: RedisSubscriber | ClusterSubscriber) -> None:
         """The only writer of the subscriber connection: joins and leaves are one after the other."""
         while True:
             await self._changed.wait()
@@ -250,7 +249,7 @@ class Bus:
                 # Noted before the server is told: it may confirm at once.
                 self._joining = set()
                 self._joined |= join
-                await pubsub.subscribe(*join)
+                await subscriber.subscribe(*join)
             # Whoever came meanwhile and takes an old channel for joined has taken it off this list.
             if leave := self._leaving & self._joined:
                 # Forgotten before the server is told, so that whoever comes back meanwhile joins anew, after it.
@@ -258,7 +257,7 @@ class Bus:
                 self._confirmed -= leave
                 self._lost -= leave
                 self._leaving = set()
-                await pubsub.unsubscribe(*leave)
+                await subscriber.unsubscribe(*leave)
 
     async def _ping(self) -> None:
         """Hear oneself: a server that hangs without closing is noticed by nothing else. Leaves idle channels too."""

@@ -16,7 +16,7 @@ from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import CommandNotFound, GatewayError, Unavailable
 from ..domain.lifecycle import after_ms, due_at, is_stopped, moved
 from ..domain.records import Command
-from ..domain.reporting import Report, require_lease, take_result
+from ..domain.reporting import Report, require_lease
 from ..domain.values import CommandStatus, DeviceCaller, Origin, ResultStatus
 from ..metrics import Metrics
 from ..realtime.bus import Bus
@@ -27,7 +27,7 @@ from ..storage.queue import Queue
 from ..storage.rows import command_of
 from .claiming import Claim, Claiming
 from .dispatch import Dispatcher
-from .group_results import GroupResults, Reported, Taken, audit_details
+from .group_results import GroupResults, Reported
 from .transitions import save_command
 
 _SQL = queries.load("commands")
@@ -168,7 +168,7 @@ class Delivery:
         """
         report = Report(status, output, error, result, executed_at, duration)
         reported = Reported(caller, command_id, claim_token, report, origin)
-        taken = await self._results.take(reported) or await self._take_alone(reported)
+        taken = await self._results.take(reported)
         after = taken.verdict.after
         following: dict[UUID, UUID | None] = {}
         if taken.change is not None:
@@ -183,18 +183,6 @@ class Delivery:
         if following.get(command_id) is not None:
             answer["nextCommand"] = {"id": str(following[command_id])}
         return answer
-
-    async def _take_alone(self, reported: Reported) -> Taken:
-        """Take a result that somebody else's work on the same command kept from being taken with others."""
-        caller = reported.caller
-        async with self._database.transaction(reported.now, reported.origin) as transaction:
-            command = await _lock(transaction, caller, reported.command_id)
-            verdict = take_result(command, reported.claim_token, reported.report, reported.now)
-            if verdict.after is not None:
-                event = f"command.{verdict.after.status.value}"
-                details = audit_details(reported.report, verdict)
-                await save_command(transaction, verdict.after, event, caller.actor, details)
-        return Taken(command, verdict, transaction.changes[0] if transaction.changes else None)
 
     async def release(
         self, caller: DeviceCaller, command_id: UUID, *, claim_token: str, origin: Origin

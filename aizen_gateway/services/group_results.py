@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 
 from ..domain.clock import from_ms
-from ..domain.errors import GatewayError
+from ..domain.errors import CommandNotFound, GatewayError
 from ..domain.records import Command
 from ..domain.reporting import Report, Verdict, take_result
 from ..domain.values import DeviceCaller, Origin
@@ -21,6 +21,9 @@ from ..storage.postgres import Change, Connection, Database, columns
 from ..storage.rows import command_of
 
 _SQL = queries.load("commands")
+_LOCK = _SQL["lock_commands_of_devices"]
+# What somebody else holds just now is left to a transaction of its own, so that one device never waits for another's.
+_LOCK_AT_HAND = _LOCK.replace("for update of c", "for update of c skip locked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +55,25 @@ class GroupResults:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._groups: Groups[Reported, Taken | GatewayError] = Groups(self._take)
+        self._groups: Groups[Reported, Taken | GatewayError] = Groups(self._take_together)
 
-    async def take(self, reported: Reported) -> Taken | None:
-        """Take a result; None when it must be taken alone. Raises as `take_result`, and `Unavailable`."""
+    async def take(self, reported: Reported) -> Taken:
+        """Take a result. Raises as `take_result`, `CommandNotFound`, and `Unavailable`."""
         taken = await self._groups.do(reported)
+        if taken is None:
+            (taken,) = await self._take(_LOCK, [reported])
+        if taken is None:
+            raise CommandNotFound
         if isinstance(taken, GatewayError):
             raise taken
         return taken
 
-    async def _take(self, group: Sequence[Reported]) -> Sequence[Taken | GatewayError | None]:
+    async def _take_together(self, group: Sequence[Reported]) -> Sequence[Taken | GatewayError | None]:
+        return await self._take(_LOCK_AT_HAND, group)
+
+    async def _take(self, lock: str, group: Sequence[Reported]) -> Sequence[Taken | GatewayError | None]:
         async with self._database.unit() as connection:
-            rows = await connection.fetch(
-                _SQL["lock_commands_of_devices"],
-                [one.command_id for one in group],
-                [one.caller.uid for one in group],
-            )
+            rows = await connection.fetch(lock, [one.command_id for one in group], [one.caller.uid for one in group])
             commands = {(row["id"], row["device_uid"]): command_of(row) for row in rows}
             taken: list[Taken | GatewayError | None] = []
             for one in group:
@@ -101,7 +107,7 @@ async def _save(
                     *(after.id, after.status.value, after.completed_at, orjson.dumps(after.result).decode()),
                     *(after.result_digest, one.caller.device_id),
                     *(one.origin.request_id, one.origin.ip, one.origin.user_agent),
-                    audit_details(one.report, result.verdict),
+                    _audit_details(one.report, result.verdict),
                 )
             )
     if not rows:
@@ -118,6 +124,6 @@ def _announced(
     return Taken(result.before, result.verdict, change)
 
 
-def audit_details(report: Report, verdict: Verdict) -> dict[str, Any]:
+def _audit_details(report: Report, verdict: Verdict) -> dict[str, Any]:
     """What the audit record of a result says."""
     return {"status": report.status.value, "late": verdict.late, "duration": report.duration}

@@ -15,21 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from .cluster import Address, ClusterClient
+from .subscriber import Message, RedisSubscriber
 
 # Seconds between two looks at lines and places, and after which a line that does not answer is given up.
 _LOOK_EVERY = 2.0
 _SILENCE = 6.0
-_POLL = 1.0
 # Messages; past it the connections are read no further, and the server's own bound holds.
 _MOST_UNREAD = 10_000
-_PASSED_ON = frozenset({"subscribe", "message"})
-
-Message = dict[str, Any]
+_MOST_AT_ONCE = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -37,13 +34,12 @@ class _Line:
     """The subscriber connection of one node."""
 
     address: Address
-    pubsub: PubSub
-    heard_at: float
+    subscriber: RedisSubscriber
     read: bool = False
 
 
 class ClusterSubscriber:
-    """As much of the library's `PubSub` as the gateway uses."""
+    """What `RedisSubscriber` is to a single Redis."""
 
     def __init__(self, cluster: ClusterClient) -> None:
         self._cluster = cluster
@@ -73,19 +69,17 @@ class ClusterSubscriber:
         async with self._writing:
             await self._leave([(channel, self._places.pop(channel, None)) for channel in channels])
 
-    async def get_message(self, timeout: float) -> Message | None:  # noqa: ASYNC109 - the library's name
-        """The next message or confirmation, None when none comes for `timeout` seconds.
-
-        Raises when no node is left to hear from.
-        """
-        try:
-            async with asyncio.timeout(timeout):
-                unread = await self._unread.get()
-        except TimeoutError:
-            return None
-        if isinstance(unread, Exception):
-            raise unread
-        return unread
+    async def messages(self) -> Sequence[Message]:
+        """What has come, in the order of each node; waits for something. Raises when no node is left to hear from."""
+        taken = [await self._unread.get()]
+        while not self._unread.empty() and len(taken) < _MOST_AT_ONCE:
+            taken.append(self._unread.get_nowait())
+        found: list[Message] = []
+        for unread in taken:
+            if isinstance(unread, Exception):
+                raise unread
+            found.append(unread)
+        return found
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -122,10 +116,10 @@ class ClusterSubscriber:
     async def _join_at(self, place: Address, channels: Sequence[str]) -> bool:
         line = self._lines.get(place)
         if line is None:
-            line = _Line(place, self._cluster.node(place).pubsub(), asyncio.get_running_loop().time())
+            line = _Line(place, self._cluster.node(place).subscriber())
             self._lines[place] = line
         try:
-            await line.pubsub.subscribe(*channels)
+            await line.subscriber.subscribe(*channels)
         except (RedisError, OSError):
             self._lose(line)
             if not line.read:
@@ -145,18 +139,15 @@ class ClusterSubscriber:
         for place, group in groups.items():
             if (line := self._lines.get(place)) is not None:
                 with suppress(RedisError, OSError):
-                    await line.pubsub.unsubscribe(*group)
+                    await line.subscriber.unsubscribe(*group)
 
     async def _read(self, line: _Line) -> None:
         try:
             while self._lines.get(line.address) is line:
-                message = await line.pubsub.get_message(timeout=_POLL)
-                if message is not None:
-                    line.heard_at = asyncio.get_running_loop().time()
-                    if message["type"] in _PASSED_ON:
-                        await self._unread.put(message)
+                for message in await line.subscriber.messages():
+                    await self._unread.put(message)
         except Exception:
-            # Whatever the library raises when a connection ends: its channels are joined anew.
+            # Whatever is raised when a connection ends: its channels are joined anew.
             self._lose(line)
         finally:
             await _close(line)
@@ -164,6 +155,7 @@ class ClusterSubscriber:
     def _lose(self, line: _Line) -> None:
         if self._lines.get(line.address) is line:
             del self._lines[line.address]
+            line.subscriber.close()
             self._away.add(line.address)
             for channel, place in self._places.items():
                 if place == line.address:
@@ -189,12 +181,12 @@ class ClusterSubscriber:
         """Give up the lines that have not answered, and ask all others."""
         silent_since = asyncio.get_running_loop().time() - _SILENCE
         for line in list(self._lines.values()):
-            if line.heard_at < silent_since:
+            if line.subscriber.heard_at < silent_since:
                 self._lose(line)
                 continue
             async with self._writing:
                 with suppress(RedisError, OSError):
-                    await line.pubsub.ping()
+                    line.subscriber.ping()
 
     async def _ask_away(self) -> None:
         """See who is back."""
@@ -225,4 +217,4 @@ class ClusterSubscriber:
 
 async def _close(line: _Line) -> None:
     with suppress(RedisError, OSError):
-        await line.pubsub.aclose()  # type: ignore[no-untyped-call]
+        await line.subscriber.aclose()

@@ -15,10 +15,11 @@ from typing import Any
 import hiredis
 from redis._parsers.base import BaseParser
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .subscriber import RedisSubscriber
 
 Command = tuple[str | int, ...]
 
@@ -70,9 +71,9 @@ class Link:
     def _open_wire(self) -> _Wire | None:
         return None if self._wire is None or self._wire.lost else self._wire
 
-    def pubsub(self) -> PubSub:
+    def subscriber(self) -> RedisSubscriber:
         """A subscriber, on a connection of its own."""
-        return self._redis.pubsub()
+        return RedisSubscriber(self._connection)
 
     @property
     def calls(self) -> int:
@@ -118,6 +119,11 @@ class Link:
     async def _open(self) -> _Wire:
         if self._wire is not None:
             await self._wire.close()
+        self._wire = _Wire(await self._connection(), self._timeout, self._timed)
+        return self._wire
+
+    async def _connection(self) -> Any:
+        """A new connection, made by the library."""
         connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(2 * self._timeout):
@@ -128,8 +134,7 @@ class Link:
             if isinstance(error, RuntimeError):
                 raise RedisConnectionError("Redis closed the connection.") from error
             raise
-        self._wire = _Wire(connection, self._timeout, self._timed)
-        return self._wire
+        return connection
 
 
 class _Wire(asyncio.Protocol):

@@ -32,6 +32,7 @@ from ..domain.errors import Unavailable
 from .cluster import Address, ClusterClient
 from .cluster_subscriber import ClusterSubscriber
 from .link import Command, Link
+from .subscriber import RedisSubscriber
 
 LUA = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
@@ -234,9 +235,9 @@ class RedisStore:
         """What the server says of itself, by the names of `INFO`; of a cluster, one node. Raises `Unavailable`."""
         return dict(await self.call("INFO"))
 
-    def subscriber(self) -> Any:
-        """A new subscriber: `subscribe`, `unsubscribe`, `get_message` and `aclose` as the library has them."""
-        return ClusterSubscriber(self.client) if isinstance(self.client, ClusterClient) else self.client.pubsub()
+    def subscriber(self) -> RedisSubscriber | ClusterSubscriber:
+        """A new subscriber: `subscribe`, `unsubscribe`, `messages` and `aclose`."""
+        return ClusterSubscriber(self.client) if isinstance(self.client, ClusterClient) else self.client.subscriber()
 
     @property
     def servers(self) -> object:

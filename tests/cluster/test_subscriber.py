@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from weakref import WeakKeyDictionary
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -10,9 +13,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from aizen_gateway.storage import cluster_subscriber
 from aizen_gateway.storage.cluster_subscriber import ClusterSubscriber
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
+from aizen_gateway.storage.subscriber import Message
 from tests.support.cluster import Cluster, FreshCluster, ValkeyNode, client_of
 from tests.support.outages import crash, hung
 from tests.support.waiting import eventually
+
+# What came with what was looked for.
+_unread: WeakKeyDictionary[ClusterSubscriber, deque[Message]] = WeakKeyDictionary()
 
 
 @pytest.fixture
@@ -22,6 +29,7 @@ async def subscriber(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(cluster_subscriber, "_SILENCE", 1.0)
     store = RedisStore.connect(RedisOptions(redis_url, timeout=0.5))
     opened = store.subscriber()
+    assert isinstance(opened, ClusterSubscriber)
     yield opened
     await opened.aclose()
     await store.close()
@@ -29,11 +37,14 @@ async def subscriber(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 async def heard(subscriber: ClusterSubscriber, kind: str) -> tuple[str, str]:
     """The channel and the data of the next message of `kind`."""
-    for _ in range(100):
-        message = await subscriber.get_message(timeout=0.2)
-        if message is not None and message["type"] == kind:
-            return message["channel"], message["data"]
-    raise AssertionError(kind)
+    unread = _unread.setdefault(subscriber, deque())
+    async with asyncio.timeout(20):
+        while True:
+            while unread:
+                found, channel, data = unread.popleft()
+                if found == kind:
+                    return channel, data
+            unread.extend(await subscriber.messages())
 
 
 async def joined(cluster: Cluster, channel: str) -> list[ValkeyNode]:
@@ -100,6 +111,7 @@ async def test_without_any_node_it_says_so(fresh_cluster: FreshCluster, monkeypa
     cluster = await fresh_cluster()
     store = RedisStore.connect(RedisOptions(cluster.url, timeout=0.5))
     subscriber = store.subscriber()
+    assert isinstance(subscriber, ClusterSubscriber)
     await subscriber.subscribe("channel")
     for node in cluster.nodes:
         await crash(node)

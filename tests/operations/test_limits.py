@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from aizen_gateway.api.connection import TimeLimits
 from aizen_gateway.api.keys import ApiOptions
-from aizen_gateway.api.server import TimeLimits
 from tests.support.clients import API, Reply, World, expect
 from tests.support.gateway import StartWorld
 

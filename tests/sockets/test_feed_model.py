@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from unittest.mock import patch
@@ -13,15 +14,16 @@ from uuid import UUID, uuid4
 import orjson
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from redis.asyncio.client import PubSub
 
 from aizen_gateway.realtime import feeds as feeds_module
 from aizen_gateway.realtime.connection import Connection, ConnectionLimits
 from aizen_gateway.realtime.feeds import Feed, Subscriber
 from aizen_gateway.storage import events as events_module
 from aizen_gateway.storage import keys
+from aizen_gateway.storage.cluster_subscriber import ClusterSubscriber
 from aizen_gateway.storage.events import BEGINNING, EventStream, Order, event_id, order_of
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
+from aizen_gateway.storage.subscriber import RedisSubscriber
 
 # As the rooms of events are written: the most specific first, `customer` understood.
 AUDIENCES = ("session:a device:a", "session:b device:a", "device:a", "device:b")
@@ -117,7 +119,7 @@ class Player:
     """Plays steps on one feed, one socket and the real Valkey; messages come as late as the steps say, or never."""
 
     stream: EventStream
-    pubsub: PubSub
+    channel: RedisSubscriber | ClusterSubscriber
     feed: Feed
     line: Line
     connection: Connection
@@ -164,8 +166,11 @@ class Player:
 
     async def listen(self) -> None:
         """Take from the channel what has come."""
-        while (message := await self.pubsub.get_message(ignore_subscribe_messages=True, timeout=0.001)) is not None:
-            self.heard.append(message["data"])
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(0.001):
+                    messages = await self.channel.messages()
+                self.heard += [data for kind, _, data in messages if kind == "message"]
 
     async def work(self) -> None:
         """Do what the peer asks, one after the other, as a socket's worker does."""
@@ -253,13 +258,13 @@ class Player:
 async def play(redis_url: str, steps: Sequence[Step]) -> None:
     store = RedisStore.connect(RedisOptions(redis_url))
     stream, customer_id = EventStream(store), UUID(int=uuid4().int)
-    pubsub = store.subscriber()
-    await pubsub.subscribe(keys.customer_channel(customer_id))
-    await pubsub.get_message(timeout=1.0)
+    channel = store.subscriber()
+    await channel.subscribe(keys.customer_channel(customer_id))
+    await channel.messages()
     line = Line()
     connection = Connection(line, _LIMITS)
     feed = Feed(customer_id, stream)
-    player = Player(stream, pubsub, feed, line, connection, Subscriber(connection))
+    player = Player(stream, channel, feed, line, connection, Subscriber(connection))
     # With one that is in no room an event goes out to two, one after the other.
     feed.subscribers |= {player.subscriber, Subscriber(connection)}
     player.worker = asyncio.create_task(player.work())
@@ -276,7 +281,7 @@ async def play(redis_url: str, steps: Sequence[Step]) -> None:
         connection.abort()
         await asyncio.gather(connection.closed(), player.worker, return_exceptions=True)
         await feed.stop()
-        await pubsub.aclose()
+        await channel.aclose()
         await store.close()
 
 

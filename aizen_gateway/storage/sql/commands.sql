@@ -157,11 +157,11 @@ select placed.*, announced.version, announced.change
 from placed join announced on announced.subject_id = placed.id
 
 -- name: lock_commands_of_devices
--- Commands ($1), each of one life of a device ($2), that nobody else holds; held until the transaction ends.
+-- Commands ($1), each of one life of a device ($2); held until the transaction ends.
 select c.* from aizen.commands c
 join unnest($1::uuid[], $2::uuid[]) as w (id, device_uid) on c.id = w.id and c.device_uid = w.device_uid
 order by c.id
-for update of c skip locked
+for update of c
 
 -- name: save_results
 -- Results of several locked commands, with their audit records and outbox rows.
