@@ -74,7 +74,7 @@ def bind_context(**values: object) -> None:
 
 
 def new_context(**values: object) -> None:
-    """Begin with `values` alone, in a task of its own such as a request has."""
+    """Begin with `values` alone: whatever this task did before is over."""
     _context.set(values)
 
 

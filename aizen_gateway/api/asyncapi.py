@@ -11,7 +11,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
 from ..domain.values import REQUEST_ID
-from ..realtime.connection import CLOSE_MEANINGS
+from ..realtime.close_codes import CLOSE_MEANINGS
 from .asyncapi_text import ALIAS, CUSTOMER, DESCRIPTION, DEVICE, EXAMPLES, SECURITY_SCHEMES
 from .openapi import component_name, without_null_default
 from .sockets.customer import CUSTOMER_MESSAGES

@@ -59,7 +59,7 @@ def route_template(request: web.Request) -> str:
 def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
     """The outermost middleware: gives a request its id and origin, answers its failures, counts it, and logs it once.
 
-    Each request has a task of its own, and so has its log context.
+    The log context begins anew with each request of a connection.
     """
     trusted = options.trusted_proxies
 

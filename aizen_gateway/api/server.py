@@ -15,9 +15,9 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from .connection import Connection, TimeLimits
 from .deadlines import Deadlines
 from .direct import direct
+from .http_connection import HttpConnection, TimeLimits
 
 
 class GatewayRunner(web.AppRunner):
@@ -84,7 +84,7 @@ class GatewayRunner(web.AppRunner):
         """How many requests have been read and not yet answered, sockets aside."""
         if self.server is None:
             return 0
-        return sum(cast("Connection", connection).is_answering for connection in self.server.connections)
+        return sum(cast("HttpConnection", connection).is_answering for connection in self.server.connections)
 
     def abort(self) -> int:
         """Break off the connections that are left, and return how many there were."""
@@ -119,12 +119,12 @@ class Server(web.Server):
     ) -> None:
         super().__init__(handler, **options)
         self.limits = limits
-        self.exchanges = Deadlines[Connection](limits.exchange, Connection.exchange_overdue)
+        self.exchanges = Deadlines[HttpConnection](limits.exchange, HttpConnection.exchange_overdue)
         self.draining = False
         self._empty = asyncio.Event()
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return HttpConnection(self, loop=self._loop, **self._kwargs)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -141,14 +141,14 @@ class Server(web.Server):
         super().connection_made(handler, transport)
         # Accepted just before nothing listened any more: its request has probably been sent.
         if self.draining:
-            cast("Connection", handler).close_when_quiet()
+            cast("HttpConnection", handler).close_when_quiet()
 
     async def drain(self) -> None:
         self.draining = True
         # What has reached this machine already is read first, and answered.
         await asyncio.sleep(0)
         for connection in self.connections:
-            cast("Connection", connection).close_when_quiet()
+            cast("HttpConnection", connection).close_when_quiet()
         self._empty.clear()
         self._look()
         await self._empty.wait()

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 
 from ..domain.errors import Unavailable
-from .connection import CloseCode, Connection, ConnectionLimits
+from .close_codes import CloseCode
+from .connection import Connection, ConnectionLimits
 from .later import Later
 
 # Sockets closed at once, and the seconds between two batches: their clients come back together.

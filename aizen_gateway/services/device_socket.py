@@ -10,28 +10,25 @@ import contextvars
 import random
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
 import structlog
 
-from ..domain import views
-from ..domain.errors import GatewayError, Unauthenticated, Unavailable
-from ..domain.records import Command
+from ..domain.errors import Unauthenticated, Unavailable
 from ..domain.values import DeviceCaller, Origin
-from ..realtime.connection import CloseCode, Connection
-from ..realtime.frames import frame
+from ..realtime.close_codes import CloseCode
+from ..realtime.connection import Connection
 from ..realtime.later import Cancellable, Timers
 from ..storage.device_sessions import DeviceSessions, Ticket
 from ..storage.presence import Presence, PresenceChange, Standing
-from .announcements import stop_payload
 from .attendance import Attendance
 from .claiming import Claiming
 from .delivery import Delivery
+from .prefetch import Prefetch, SocketOptions
 
-# Seconds. What was pushed less than this before the end, and after which nothing came, was not taken.
-_TAKEN_AFTER = 5.0
+# Seconds.
 _RETRY = 1.0
 # However sure the hints are, a socket looks anew this often.
 _SURE_FOR = 60.0
@@ -54,23 +51,6 @@ class SocketParts:
     timers: Timers
 
 
-@dataclass(frozen=True, slots=True)
-class SocketOptions:
-    """`prefetch` is how many commands are pushed ahead, `visibility_ms` their lease in milliseconds."""
-
-    prefetch: int
-    visibility_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """A command on its way: when it was sent, and until when it is leased (the loop's clock, seconds)."""
-
-    command: Command
-    sent_at: float
-    leased_until: float
-
-
 class DeviceSocket:
     """One device's socket. Handles the messages of the device's channel.
 
@@ -79,6 +59,7 @@ class DeviceSocket:
 
     __slots__ = (
         "_again",
+        "_ahead",
         "_begun",
         "_caller",
         "_change",
@@ -89,16 +70,13 @@ class DeviceSocket:
         "_loop",
         "_nothing_waits",
         "_number",
-        "_options",
         "_parts",
-        "_pushed",
         "_session_ends",
         "_settled",
         "_settling",
         "_sure_until",
         "_ticket",
         "_timer",
-        "_told",
         "_work",
         "connection",
         "origin",
@@ -119,11 +97,9 @@ class DeviceSocket:
         self.origin = origin
         self._parts = parts
         self._ticket = ticket
-        self._options = options
         self._caller: DeviceCaller | None = None
         self._number: int | None = None
-        self._pushed: dict[UUID, Pushed] = {}
-        self._told: frozenset[UUID] = frozenset()
+        self._ahead = Prefetch(parts.claiming, parts.delivery, connection, token, options, origin)
         # What is heard before the device is taken over, which may be about what the answer to that does not tell yet.
         self._early: list[str] | None = []
         self._sure_until = float("-inf")
@@ -203,13 +179,12 @@ class DeviceSocket:
     def _hear_of_command(self, kind: str, rest: str) -> None:
         if kind == "canceled":
             notice = orjson.loads(rest)
-            self._told |= {UUID(notice["payload"]["id"])}
-            self.connection.send(frame("command_canceled", notice["payload"], notice["requestId"]))
+            self._ahead.tell_canceled(notice["payload"], notice["requestId"])
             return
         self._nothing_waits = False
         if kind == "ended":
-            self._pushed.pop(UUID(rest), None)
-        elif rest and UUID(rest) in self._pushed:
+            self._ahead.drop(UUID(rest))
+        elif rest and self._ahead.has(UUID(rest)):
             # It waits again; or it did, when this was sent, and has been pushed since.
             self._doubt()
         self._look()
@@ -228,9 +203,7 @@ class DeviceSocket:
 
     def forget(self, command_id: UUID, claim_token: str) -> None:
         """The device is done with a command as it was pushed: there is room for another."""
-        pushed = self._pushed.get(command_id)
-        if pushed is not None and pushed.command.claim_token == claim_token:
-            del self._pushed[command_id]
+        if self._ahead.forget(command_id, claim_token):
             self._look()
 
     def begin(self) -> None:
@@ -317,7 +290,7 @@ class DeviceSocket:
     async def _step(self) -> float:
         """Do what is due; return the seconds after which something may be due again."""
         now = self._loop.time()
-        if now >= self._sure_until or any(pushed.leased_until <= now for pushed in self._pushed.values()):
+        if now >= self._sure_until or self._ahead.lapsed:
             await self._stand()
         elif self._leases is not None:
             await self._begin_with(self._leases)
@@ -335,7 +308,7 @@ class DeviceSocket:
         try:
             if self._change is not None:
                 await self._parts.attendance.change(self._change, self.origin)
-            await self._agree(leases)
+            await self._ahead.agree(self.caller, leases)
         except BaseException:
             self._doubt()
             raise
@@ -357,26 +330,10 @@ class DeviceSocket:
                 raise Unauthenticated
             if stand.change is not None:
                 await self._parts.attendance.change(stand.change, self.origin)
-            await self._agree(stand.leases)
+            await self._ahead.agree(self.caller, stand.leases)
         except BaseException:
             self._doubt()
             raise
-
-    async def _agree(self, leases: Mapping[UUID, float]) -> None:
-        """Make what counts as pushed agree with the leases that there are, and tell of cancels that were missed."""
-        if not (leases or self._pushed or self._told):
-            return
-        now = self._loop.time()
-        asked = (leases.keys() | self._pushed.keys()) - self._told
-        for command in await self._parts.delivery.to_stop(self.caller, list(asked)) if asked else ():
-            self._told |= {command.id}
-            self.connection.send(frame("command_canceled", stop_payload(command)))
-        self._told = self._told.intersection(leases)
-        self._pushed = {
-            command_id: replace(pushed, leased_until=now + leases[command_id])
-            for command_id, pushed in self._pushed.items()
-            if command_id in leases
-        }
 
     async def _fill(self) -> float:
         """Push up to what may be ahead; return the seconds until a lease ends, infinity when none does."""
@@ -384,32 +341,8 @@ class DeviceSocket:
             # As taking the device over has told; what has come since is a hint.
             self._nothing_waits = False
             return float("inf")
-        free = self._options.prefetch - len(self._pushed)
-        if free > 0 and not self.connection.ending:
-            claim = self._parts.claiming.begin(self.token, free, self._options.visibility_ms, self.origin, pushed=True)
-            commands = await claim.attempt(counted=False)
-            for command in commands:
-                self._push(command, views.claimed_view(command, claim.now))
-            if len(commands) < free:
-                ends = claim.next_lease_end_s
-                return float("inf") if ends is None else ends
-        if not self._pushed:
-            return float("inf")
-        return max(0.0, min(pushed.leased_until for pushed in self._pushed.values()) - self._loop.time())
-
-    def _push(self, command: Command, view: views.View) -> None:
-        now = self._loop.time()
-        self._pushed[command.id] = Pushed(command, now, now + view["leaseMs"] / 1000)
-        self._told -= {command.id}
-        self.connection.send(frame("command", view, command.request_id))
+        return await self._ahead.fill()
 
     async def give_back(self) -> None:
         """The socket has ended: hand back what was pushed just before and cannot have been taken."""
-        now = self._loop.time()
-        for pushed in tuple(self._pushed.values()):
-            if now - pushed.sent_at >= _TAKEN_AFTER or self._heard_text_at >= pushed.sent_at:
-                continue
-            try:
-                await self._parts.delivery.hand_back(self.caller, pushed.command, self.origin)
-            except GatewayError as error:
-                _log.info("pushed command stays leased", command_id=str(pushed.command.id), error_code=error.code)
+        await self._ahead.give_back(self._heard_text_at)

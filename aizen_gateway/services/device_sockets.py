@@ -19,7 +19,8 @@ from ..storage.presence import Presence
 from .attendance import Attendance
 from .claiming import Claiming
 from .delivery import Delivery
-from .device_socket import DeviceSocket, SocketOptions, SocketParts
+from .device_socket import DeviceSocket, SocketParts
+from .prefetch import SocketOptions
 
 # So many sockets say again each second that they are open, when all of an instance must.
 _REASSERTED_A_SECOND = 2_000

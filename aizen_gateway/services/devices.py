@@ -107,12 +107,10 @@ class Devices:
         now = from_ms(principal.now_ms)
         # Redis answers while PostgreSQL still looks.
         looking = self._presence.look(device_id)
-        try:
-            row = await self._looks.read(Wanted(device_id, principal.customer_id, now))
-        finally:
-            seen = await looking
+        row = await self._looks.read(Wanted(device_id, principal.customer_id, now))
         if row is None:
             raise DeviceNotFound
+        seen = await looking.seen()
         return {"device": _status_view(row, seen, principal.now_ms, self._presence.timeout_s * 1000)}
 
     async def commands(

@@ -11,10 +11,13 @@ from uuid import UUID
 from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import DeviceNotFound, Forbidden, InvalidRequest, NoCustomer, SessionNotFound, Unavailable
 from ..domain.values import DEVICE_ID, IdempotencyKey, Origin, Principal
-from ..realtime.connection import CloseCode, Connection
-from ..realtime.feeds import Feed, Feeds, Subscriber
+from ..realtime.close_codes import CloseCode
+from ..realtime.connection import Connection
+from ..realtime.feed import Feed
+from ..realtime.feeds import Feeds
 from ..realtime.frames import frame
 from ..realtime.later import Cancellable, Later
+from ..realtime.subscribers import Subscriber
 from ..realtime.tasks import end
 from ..storage import queries
 from ..storage.events import EVERYTHING

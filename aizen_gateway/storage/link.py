@@ -50,8 +50,15 @@ class Link:
 
         Raises the library's errors, at once or when awaited.
         """
+        return self.open_call(command) or self.execute_command(*command)
+
+    def open_call(self, command: Command) -> asyncio.Future[Any] | None:
+        """Send a command now, to be answered as the server says it; None when there is no connection yet.
+
+        Raises the library's errors.
+        """
         wire = self._open_wire
-        return self.execute_command(*command) if wire is None else wire.call(command)
+        return None if wire is None else wire.call(command)
 
     async def execute_command(self, *command: str | int) -> Any:
         """As `run_script`, any command, whose answer is given as the library gives it."""

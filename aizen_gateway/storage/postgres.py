@@ -13,7 +13,7 @@ import orjson
 
 from ..domain.errors import Unavailable
 from ..domain.values import Origin
-from .connections import Connection, Connections, PostgresOptions
+from .pool import Connection, Pool, PostgresOptions
 from .transaction import Change, Transaction, columns
 
 __all__ = ["Change", "Connection", "Database", "PostgresOptions", "Transaction", "columns", "unavailable"]
@@ -47,12 +47,12 @@ class Database:
 
     def __init__(self, options: PostgresOptions) -> None:
         self._options = options
-        self._connections = Connections(options, self._prepare)
+        self._pool = Pool(options, self._prepare)
 
     @property
     def busy(self) -> int:
         """How many connections are in use."""
-        return self._connections.in_use
+        return self._pool.in_use
 
     async def _prepare(self, connection: Connection) -> None:
         for name in ("json", "jsonb"):
@@ -73,7 +73,7 @@ class Database:
 
         A connection that its user had to abandon is not waited for.
         """
-        return _Use(self._connections)
+        return _Use(self._pool)
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[Connection]:
@@ -121,36 +121,36 @@ class Database:
 
     def connections(self) -> dict[str, int]:
         """How many connections are in use, and how many wait for use."""
-        return self._connections.counts()
+        return self._pool.counts()
 
     async def close(self, seconds: float = 5.0) -> None:
         """Close all connections, for good; by force after `seconds`."""
-        await self._connections.close(seconds)
+        await self._pool.close(seconds)
 
 
 class _Use:
     """What `Database.connection` returns: an object, since a generator would cost a good part of a statement."""
 
-    __slots__ = ("_connection", "_connections")
+    __slots__ = ("_connection", "_pool")
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._connection: Connection = None
 
     async def __aenter__(self) -> Connection:
         try:
-            self._connection = await self._connections.take()
+            self._connection = await self._pool.take()
         except _AWAY as error:
             raise unavailable(error) from error
         return self._connection
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         connection = self._connection
-        # One whose transaction could not be undone is no more at rest than one that nobody waited for.
-        if error is not None and (isinstance(error, _ABANDONED) or _is_busy(connection)):
-            self._connections.abandon(connection)
+        # One whose transaction was left open is no more at rest than one that nobody waited for.
+        if isinstance(error, _ABANDONED) or _is_busy(connection):
+            self._pool.abandon(connection)
         else:
-            self._connections.put_back(connection)
+            self._pool.put_back(connection)
         if isinstance(error, Exception) and (away := unavailable(error)) is not error:
             raise away from error
 

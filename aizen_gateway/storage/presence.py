@@ -6,7 +6,7 @@ process which dies in between takes no change with it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from ..domain.values import Connection, DeviceCaller, DeviceStatus
 from . import keys
 from .device_sessions import DeviceSessions, caller_of
 from .keys import DeviceKeys
-from .redis_store import RedisStore
+from .redis_store import Begun, RedisStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +262,23 @@ class Presence:
             await self._store.call("ZADD", keys.WATCH, "LT", again_ms, device_id)
         await self._store.call("ZREM", keys.TAKEN, device_id)
 
-    def look(self, device_id: str) -> Awaitable[Seen]:
-        """What is known of a device now. It is asked at once; the answer must be awaited. Raises `Unavailable`."""
+    def look(self, device_id: str) -> Looking:
+        """What is known of a device now; it is asked at once."""
         names = ("uid", "presence", "socket", "heartbeat", "seen", "polled", "beat", "heard")
-        return self._seen(self._store.begin_call("HMGET", DeviceKeys.of(device_id).device, *names))
+        return Looking(self._store.begin_call("HMGET", DeviceKeys.of(device_id).device, *names))
 
-    async def _seen(self, answer: Awaitable[Any]) -> Seen:
-        uid, presence, socket, heartbeat, *times = await answer
+
+class Looking:
+    """A look at a device that is under way."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Begun) -> None:
+        self._answer = answer
+
+    async def seen(self) -> Seen:
+        """What it found. Raises `Unavailable`."""
+        uid, presence, socket, heartbeat, *times = await self._answer
         seen, polled, beat, heard = (int(time) if time else None for time in times)
         last = orjson.loads(heartbeat) if heartbeat else None
         return Seen(uid, presence, seen, polled, beat, heard, last, socket is not None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -183,19 +184,13 @@ class RedisStore:
             sent = None
         return self._answer(sent, script, keys, args)
 
-    def begin_call(self, *command: str | int) -> Awaitable[Any]:
-        """As `call`, but sent now as by `begin`, and answered with what the server says."""
-        try:
-            sent: Awaitable[Any] | None = self.client.run_script(command)
-        except (RedisError, OSError):
-            sent = None
-        return self._answer_call(sent, command)
-
-    async def _answer_call(self, sent: Awaitable[Any] | None, command: Command) -> Any:
-        try:
-            return await (self.client.run_script(command) if sent is None else sent)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+    def begin_call(self, *command: str | int) -> Begun:
+        """As `call`, but sent now as by `begin`; it need not be awaited. The answer is what the server says."""
+        sent: Awaitable[Any] | None = None
+        if isinstance(self.client, Link):
+            with suppress(RedisError, OSError):
+                sent = self.client.open_call(command)
+        return Begun(self.client, sent, command)
 
     def _send(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
         return self.client.run_script(("EVALSHA", self._hashes[script], len(keys), *keys, *args))
@@ -266,6 +261,26 @@ class RedisStore:
     async def close(self) -> None:
         """Close all connections."""
         await self.client.aclose()
+
+
+class Begun:
+    """A command that may have been sent already; await it for its answer, which raises `Unavailable`."""
+
+    __slots__ = ("_client", "_command", "_sent")
+
+    def __init__(self, client: Client, sent: Awaitable[Any] | None, command: Command) -> None:
+        self._client = client
+        self._sent = sent
+        self._command = command
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._answer().__await__()
+
+    async def _answer(self) -> Any:
+        try:
+            return await (self._client.run_script(self._command) if self._sent is None else self._sent)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
 
 
 def unavailable(error: Exception) -> Exception:

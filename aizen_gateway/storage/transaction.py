@@ -11,7 +11,7 @@ from uuid import UUID
 from ..domain.records import Command, Device, Session
 from ..domain.values import Actor, Origin
 from . import queries
-from .connections import Connection
+from .pool import Connection
 
 _AUDIT = queries.load("audit")
 _OUTBOX = queries.load("outbox")

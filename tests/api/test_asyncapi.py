@@ -17,7 +17,7 @@ from aizen_gateway.api.schemas.loading import load
 from aizen_gateway.api.sockets.customer import CUSTOMER_MESSAGES
 from aizen_gateway.api.sockets.device import DEVICE_MESSAGES
 from aizen_gateway.api.sockets.pushes import CUSTOMER_PUSHES, DEVICE_PUSHES
-from aizen_gateway.realtime.connection import CLOSE_MEANINGS, CloseCode
+from aizen_gateway.realtime.close_codes import CLOSE_MEANINGS, CloseCode
 from tests.support.asyncapi_shape import ASYNCAPI_SHAPE
 from tests.support.clients import World, expect, token_for
 from tests.support.sockets import SocketClient, open_socket

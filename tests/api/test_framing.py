@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 import pytest
@@ -95,3 +96,45 @@ async def test_a_client_of_http_1_0_is_answered_in_it(keep: bool) -> None:
     answers = _answers(received, ["plain"] * (1 + keep))
     assert received.count(b"HTTP/1.0 200 OK") == 1 + keep
     assert answers[0][0].get("connection") == ("keep-alive" if keep else None)
+
+
+async def test_a_client_that_sends_ahead_leaves_others_their_turn() -> None:
+    count, turns = 500, 0
+    ended = asyncio.Event()
+
+    async def others() -> None:
+        nonlocal turns
+        while not ended.is_set():
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with served(_app()) as port:
+        sent = _request("plain", 1) * count + _request("plain", 2, Connection="close")
+        counting = asyncio.create_task(others())
+        # All of it comes at once, and no answer to any of it waits for anything.
+        received = await exchange(port, sent)
+        ended.set()
+        await counting
+    assert received.count(b"HTTP/1.1 200 OK") == count + 1
+    assert turns >= count
+
+
+async def test_what_becomes_of_one_requests_cancellation_is_no_business_of_the_next() -> None:
+    async def swallows(request: web.Request) -> web.Response:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return json_response({"cancelling": task.cancelling()})
+
+    async def looks(request: web.Request) -> web.Response:
+        task = asyncio.current_task()
+        assert task is not None
+        return json_response({"cancelling": task.cancelling()})
+
+    async with served(bare_app(swallows=swallows, looks=looks)) as port:
+        sent = [f"POST /{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n" for name in ("swallows", "looks")]
+        received = await exchange(port, f"{sent[0]}\r\n{sent[1]}Connection: close\r\n\r\n".encode())
+    assert b'{"cancelling":1}' in received
+    assert b'{"cancelling":0}' in received

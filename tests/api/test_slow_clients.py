@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 from aiohttp import ClientSession, web
 
-from aizen_gateway.api.connection import TimeLimits
+from aizen_gateway.api.http_connection import TimeLimits
 from aizen_gateway.api.server import GatewayRunner
 from tests.api.bare import bare_app
 from tests.support.waiting import eventually

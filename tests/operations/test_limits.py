@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aizen_gateway.api.connection import TimeLimits
+from aizen_gateway.api.http_connection import TimeLimits
 from aizen_gateway.api.keys import ApiOptions
 from tests.support.clients import API, Reply, World, expect
 from tests.support.gateway import StartWorld

@@ -14,9 +14,10 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 
 from aizen_gateway.api.keys import SERVICES
-from aizen_gateway.realtime import feeds as feeds_module
+from aizen_gateway.realtime import feed as feed_module
 from aizen_gateway.realtime.connection import ConnectionLimits
-from aizen_gateway.realtime.feeds import Feed, Subscriber
+from aizen_gateway.realtime.feed import Feed
+from aizen_gateway.realtime.subscribers import Subscriber
 from aizen_gateway.storage.events import EventStream
 from aizen_gateway.storage.postgres import Database
 from tests.support.clients import CustomerClient, World
@@ -162,7 +163,7 @@ async def test_a_portal_that_reads_again_in_time_learns_why_and_resumes(
 async def test_a_portal_that_stops_reading_in_the_middle_of_its_past_is_dropped(
     gateway: RunningGateway, world: World, news: Newsroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeds_module, "_STALLED", 0.3)
+    monkeypatch.setattr(feed_module, "_STALLED", 0.3)
     first = await news.tell()
     await news.tell(200, filling="x" * 50_000)
     async with frozen(world.owner, first), portal_socket(world.owner) as reading:

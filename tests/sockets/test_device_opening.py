@@ -10,7 +10,8 @@ import orjson
 from aizen_gateway.api.keys import SERVICES
 from aizen_gateway.domain.values import Origin
 from aizen_gateway.realtime.connection import Connection
-from aizen_gateway.services.device_socket import DeviceSocket, SocketOptions
+from aizen_gateway.services.device_socket import DeviceSocket
+from aizen_gateway.services.prefetch import SocketOptions
 from tests.support.gateway import RunningGateway
 from tests.support.line import Line
 from tests.support.pipe import Pipe, running

@@ -15,9 +15,10 @@ import orjson
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from aizen_gateway.realtime import feeds as feeds_module
+from aizen_gateway.realtime import feed as feed_module
 from aizen_gateway.realtime.connection import Connection, ConnectionLimits
-from aizen_gateway.realtime.feeds import Feed, Subscriber
+from aizen_gateway.realtime.feed import Feed
+from aizen_gateway.realtime.subscribers import Subscriber
 from aizen_gateway.storage import events as events_module
 from aizen_gateway.storage import keys
 from aizen_gateway.storage.cluster_subscriber import ClusterSubscriber
@@ -289,8 +290,8 @@ async def play(redis_url: str, steps: Sequence[Step]) -> None:
 @given(steps=STEPS)
 def test_whatever_is_delayed_or_dropped_each_event_is_told_once_and_in_order(redis_url: str, steps: list[Step]) -> None:
     with (
-        patch.object(feeds_module, "_MOST_RECENT", 2),
-        patch.object(feeds_module, "_AT_A_TIME", 1),
+        patch.object(feed_module, "_MOST_RECENT", 2),
+        patch.object(feed_module, "_AT_A_TIME", 1),
         patch.object(events_module, "PAGE_EVENTS", 4),
     ):
         asyncio.run(play(redis_url, steps))

@@ -128,6 +128,17 @@ async def test_an_error_in_a_transaction_changes_nothing(open_database: OpenData
     assert await _name(database, customer) == "after"
 
 
+async def test_a_transaction_that_was_left_open_is_undone_before_the_next_user(open_database: OpenDatabase) -> None:
+    database, other = open_database(), open_database()
+    customer = await _customer(other)
+    async with database.connection() as connection:
+        await connection.execute("begin")
+        await connection.execute("update aizen.customers set name = 'lost' where id = $1", customer)
+    async with database.connection() as connection:
+        assert not connection.is_in_transaction()
+    assert await _name(database, customer) == "before"
+
+
 async def test_a_pool_with_nothing_free_says_so_in_time(open_database: OpenDatabase) -> None:
     database = open_database()
     async with database.connection(), asyncio.timeout(_BOUND_S):

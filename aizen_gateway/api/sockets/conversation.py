@@ -15,7 +15,8 @@ from aiohttp import WSMessage, WSMsgType
 from ...domain.errors import GatewayError, NoCustomer, RateLimited, Unauthenticated, Unavailable
 from ...logs import fresh_context
 from ...realtime.allowance import Allowance
-from ...realtime.connection import CloseCode, Connection
+from ...realtime.close_codes import CloseCode
+from ...realtime.connection import Connection
 from ...realtime.frames import frame
 from .messages import Malformed, Message, error_frame, parse_message
 from .wire import WebSocket

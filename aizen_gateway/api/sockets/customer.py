@@ -13,7 +13,8 @@ from aiohttp import web
 from ...domain.errors import GatewayError, NoCustomer, Unauthenticated
 from ...domain.values import IdempotencyKey, Origin, Principal
 from ...logs import bind_context
-from ...realtime.connection import CloseCode, Connection
+from ...realtime.close_codes import CloseCode
+from ...realtime.connection import Connection
 from ...realtime.frames import frame
 from ...services.portal_sockets import Credentials, PortalSocket, auth_success
 from ..credentials import customer_header

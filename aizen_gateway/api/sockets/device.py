@@ -15,7 +15,8 @@ from ...domain.values import DeviceCaller, Origin
 from ...logs import bind_context
 from ...realtime.connection import Connection
 from ...realtime.frames import frame
-from ...services.device_socket import DeviceSocket, SocketOptions
+from ...services.device_socket import DeviceSocket
+from ...services.prefetch import SocketOptions
 from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
 from ..schemas import device as d
 from ..schemas import device_views as dv

@@ -42,13 +42,13 @@ class PostgresOptions:
     statement_cache: bool = True
 
 
-class Connections:
+class Pool:
     """Connects when first used. `prepare` is called with each new connection; `in_use` is how many are taken."""
 
     def __init__(self, options: PostgresOptions, prepare: Callable[[Connection], Coroutine[Any, Any, None]]) -> None:
         self._options = options
         self._prepare = prepare
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._driver: asyncpg.Pool[Any] | None = None
         self._opening = asyncio.Lock()
         # The one that was used last is taken first, so that those which are not needed stay at the front.
         self._at_hand: list[Connection] = []
@@ -75,7 +75,7 @@ class Connections:
         elif (connection := await self._handed_over(until)) is not None:
             return connection
         try:
-            pool = self._pool or await self._open()
+            pool = self._driver or await self._open()
             return await pool.acquire(timeout=max(0.0, until - loop.time()))
         except BaseException:
             self._hand_over(None)
@@ -131,22 +131,21 @@ class Connections:
 
     def abandon(self, connection: Connection) -> None:
         """Let a connection come to rest behind the back of its user, and give it up when that takes long."""
-        self._hand_over(None)
         self._begin(self._rest(connection))
 
     def counts(self) -> dict[str, int]:
         """How many connections are in use, and how many wait for use."""
-        if self._pool is None:
+        if self._driver is None:
             return {"used": 0, "free": 0}
-        free = self._pool.get_idle_size() + len(self._at_hand)
-        return {"used": self._pool.get_size() - free, "free": free}
+        free = self._driver.get_idle_size() + sum(not _is_closed(connection) for connection in self._at_hand)
+        return {"used": self._driver.get_size() - free, "free": free}
 
     async def close(self, seconds: float) -> None:
         """Close all, for good; by force after `seconds`."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        pool, at_hand = self._pool, self._at_hand
+        pool, at_hand = self._driver, self._at_hand
         if pool is None:
             return
         self._at_hand = []
@@ -154,8 +153,10 @@ class Connections:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*map(self._release, at_hand))
                 await pool.close()
-        except TimeoutError:
+        except BaseException as error:
             pool.terminate()
+            if not isinstance(error, TimeoutError):
+                raise
         finally:
             for task in self._returning:
                 task.cancel()
@@ -165,9 +166,9 @@ class Connections:
         async with self._opening:
             if self._closed:
                 raise Unavailable("The database has been closed.")
-            if self._pool is None:
+            if self._driver is None:
                 options = self._options
-                self._pool = await asyncpg.create_pool(
+                self._driver = await asyncpg.create_pool(
                     options.dsn,
                     min_size=0,
                     max_size=options.pool_size,
@@ -179,16 +180,19 @@ class Connections:
                     init=self._prepare,
                     reset=_keep_as_it_is,
                 )
-        return self._pool
+        return self._driver
 
     def _begin_to_look(self) -> None:
         self._unneeded = len(self._at_hand)
         self._timer = asyncio.get_running_loop().call_later(_AT_HAND_S, self._look)
 
     def _look(self) -> None:
-        """Give back to the pool what nobody has needed since the last look."""
+        """Give back to the driver's pool what nobody has needed since the last look."""
         self._timer = None
         unneeded, self._at_hand = self._at_hand[: self._unneeded], self._at_hand[self._unneeded :]
+        if self._at_hand:
+            # The one that works most as well: the driver replaces those that have served long.
+            unneeded.append(self._at_hand.pop())
         for connection in unneeded:
             self._begin(self._release(connection))
         if self._at_hand:
@@ -200,24 +204,27 @@ class Connections:
         task.add_done_callback(self._returning.discard)
 
     async def _release(self, connection: Connection) -> None:
-        assert self._pool is not None
+        assert self._driver is not None
         # What was done is done: a connection that breaks here is replaced at its next use.
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            await self._pool.release(connection)
+            await self._driver.release(connection)
 
     async def _rest(self, connection: Connection) -> None:
         """Wait for the server to stop what it was doing, undo it, and put the connection back; else break it off."""
-        assert self._pool is not None
+        assert self._driver is not None
         try:
             if connection.is_in_transaction():
                 await connection.execute("rollback", timeout=_REST_S)
-            await self._pool.release(connection, timeout=_REST_S)
+            await self._driver.release(connection, timeout=_REST_S)
         except BaseException as error:
             # One that was given back or broken off meanwhile is the pool's already.
             with suppress(asyncpg.InterfaceError):
                 connection.terminate()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            # Not before: whoever got its place would wait at the pool, where nobody hands anything over.
+            self._hand_over(None)
 
 
 def _expire(waiter: asyncio.Future[Connection | None]) -> None:

@@ -54,7 +54,7 @@ class TimeLimits:
     idle: float = 75.0
 
 
-class Connection(RequestHandler):
+class HttpConnection(RequestHandler):
     """One client's connection, and the requests on it, one after the other."""
 
     __slots__ = ("_active_at", "_exchanging", "_head_timer", "_server")
@@ -107,6 +107,9 @@ class Connection(RequestHandler):
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:
                 self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+            if self._messages:
+                # Answers that wait for nothing would go on for as long as somebody sends ahead.
+                await asyncio.sleep(0)
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
@@ -114,6 +117,8 @@ class Connection(RequestHandler):
 
     async def _serve(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
         """Answer one request; whether another may follow."""
+        # What the last one has left on the task is no business of this one, nor of what reads on from here.
+        new_context()
         self._make_room()
         self._server.requests_count += 1
         handle, make = self._request_handler, self._request_factory
@@ -121,7 +126,6 @@ class Connection(RequestHandler):
         if handle is None or make is None or task is None:
             return False
         if isinstance(message, _ErrInfo):
-            new_context()
             handle, message = self._make_error_handler(message), ERROR
         request = make(message, payload, self, StreamWriter(self, self._loop), task)
         try:
@@ -132,6 +136,9 @@ class Connection(RequestHandler):
             if not payload.is_eof():
                 await self._read_rest(payload)
             payload.set_exception(_TOO_LATE)
+            while task.cancelling():
+                # A handler has made something else of its cancellation.
+                task.uncancel()
         except ConnectionError:
             return False
         except Exception:
@@ -143,7 +150,7 @@ class Connection(RequestHandler):
         finally:
             # It knows the request, by way of what it runs.
             request._task = None  # type: ignore[assignment]
-        return self._keepalive and not self._close
+        return self._keepalive and not self._close and not self._force_close
 
     def _make_room(self) -> None:
         """A message has been taken: more may be read."""
@@ -175,6 +182,7 @@ class Connection(RequestHandler):
     def _head_overdue(self) -> None:
         self._head_timer = None
         if self._waits:
+            new_context()
             _log.info("slow_headers", seconds=self._server.limits.head)
             self.force_close()
 
@@ -182,6 +190,7 @@ class Connection(RequestHandler):
         """Break off a client that takes too long to send its request, or to take the answer."""
         # An open socket lives as long as it likes, and so does a connection on which no request is under way.
         if self.is_answering and self.transport is not None:
+            new_context()
             _log.info("slow_client", seconds=self._server.limits.exchange)
             self.transport.abort()
 
