@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -18,7 +17,7 @@ class Deadlines(Generic[Thing]):
         self._overdue = overdue
         self._loop = asyncio.get_running_loop()
         # In the order in which they began, which is that in which they are due.
-        self._begun: OrderedDict[Thing, float] = OrderedDict()
+        self._begun: dict[Thing, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, thing: Thing) -> None:
@@ -35,13 +34,16 @@ class Deadlines(Generic[Thing]):
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        while self._begun:
-            thing, due = next(iter(self._begun.items()))
+        overdue: list[Thing] = []
+        for thing, due in self._begun.items():
             if due > now:
                 self._timer = self._loop.call_at(due, self._look)
-                return
-            del self._begun[thing]
-            self._overdue(thing)
+                break
+            overdue.append(thing)
+        for thing in overdue:
+            # One that is told may end another.
+            if self._begun.pop(thing, None) is not None:
+                self._overdue(thing)
 
     def close(self) -> None:
         """Look no more."""

@@ -10,6 +10,7 @@ as its own code does, so this module is bound to its minor version (`setup.cfg`)
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -129,8 +130,8 @@ class HttpConnection(RequestHandler):
             handle, message = self._make_error_handler(message), ERROR
         request = make(message, payload, self, StreamWriter(self, self._loop), task)
         try:
-            response, gone = await self._handle_request(request, None, handle)
-            if gone:
+            response = await self._answer(request, handle)
+            if response is None:
                 return False
             self._keepalive = bool(response.keep_alive)
             if not payload.is_eof():
@@ -151,6 +152,38 @@ class HttpConnection(RequestHandler):
             # It knows the request, by way of what it runs.
             request._task = None  # type: ignore[assignment]
         return self._keepalive and not self._close and not self._force_close
+
+    async def _answer(
+        self, request: web.BaseRequest, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse | None:
+        """Handle a request and write its answer; None when the client has gone."""
+        # Whoever shuts down the server waits for this.
+        self._request_in_progress = True
+        self._current_request = request
+        try:
+            try:
+                response = await handle(request)
+            except web.HTTPException as refusal:
+                response = refusal
+            except Exception as error:
+                response = self.handle_error(request, exc=error)
+            finally:
+                self._current_request = None
+            if (
+                type(response) is JsonResponse
+                and not (self._upgraded or self._server.draining)
+                and response.write_at_once(request)
+                and not self._paused
+            ):
+                # For such an answer, as nearly all are, the framework's way of finishing has nothing to do.
+                self._exchange_ended()
+                return response
+            response, gone = await self.finish_response(request, response, None)
+            return None if gone else response
+        finally:
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
 
     def _make_room(self) -> None:
         """A message has been taken: more may be read."""
@@ -234,8 +267,6 @@ class HttpConnection(RequestHandler):
         if self._server.draining:
             resp.force_close()
         try:
-            if type(resp) is JsonResponse and not self._upgraded and resp.write_at_once(request) and not self._paused:
-                return resp, False
             return await super().finish_response(request, resp, start_time)
         finally:
             self._exchange_ended()

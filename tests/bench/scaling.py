@@ -62,16 +62,20 @@ async def measure(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
 
 
 async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
-    """Two rows of the cost a command: one gateway and two, at the same load in all."""
+    """Rows of the cost a command: one gateway and two, at the same load in all, and one with the half of it.
+
+    With less to do at a time less is done together, in one gateway as in each of two; the row in between tells how much.
+    """
     devices = await stage.devices("spread", _CONNECTIONS)
     one, two = await stage.gateway("one"), await stage.gateway("two")
     try:
         for server in (one, two):
             full = await drive(server.port, _flows(stage, devices), plan.seconds, plan.warm_up)
         rate = full.per_second * _PART
-        alone, both = [], []
+        alone, half, both = [], [], []
         for _ in range(plan.runs):
             alone.append(await _run(stage, plan, [one], devices, rate))
+            half.append(await _run(stage, plan, [one], devices[::2], rate / 2))
             both.append(await _run(stage, plan, [one, two], devices, rate))
     finally:
         await one.end()
@@ -79,6 +83,7 @@ async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
     base = medians(alone)
     title = "cost with gateways, the same load"
     yield _row("scale-gateways", title, "1 gateway", 1, base, None)
+    yield _row("scale-gateways", title, "half of it, 1 gateway", 0.5, medians(half), None)
     yield _row("scale-gateways", title, "2 gateways", 2, medians(both), base)
 
 
