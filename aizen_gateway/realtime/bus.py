@@ -211,11 +211,12 @@ class Bus:
             for task in done:
                 task.result()
         finally:
+            # First, since whoever is cancelled twice gets no further than the first thing that is waited for.
+            subscriber.close()
             await end(*tasks)
             self._lost |= self._confirmed
             self._confirmed.clear()
-            with suppress(RedisError, OSError):
-                await asyncio.wait_for(subscriber.aclose(), 1.0)
+            await subscriber.aclose()
 
     async def _read(self, subscriber: RedisSubscriber | ClusterSubscriber) -> None:
         while True:

@@ -81,16 +81,22 @@ class ClusterSubscriber:
             found.append(unread)
         return found
 
+    def close(self) -> None:
+        """Hear no more."""
+        for task in self._tasks:
+            task.cancel()
+        for line in self._lines.values():
+            line.subscriber.close()
+        self._lines.clear()
+
     async def aclose(self) -> None:
-        """Close all connections."""
+        """As `close`, and wait until everything has ended."""
+        self.close()
         while self._tasks:
-            for task in self._tasks:
-                task.cancel()
             # A cancellation can get lost in the library, so it is said again.
             await asyncio.wait(self._tasks, timeout=0.2)
-        for line in self._lines.values():
-            await _close(line)
-        self._lines.clear()
+            for task in self._tasks:
+                task.cancel()
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -122,8 +128,6 @@ class ClusterSubscriber:
             await line.subscriber.subscribe(*channels)
         except (RedisError, OSError):
             self._lose(line)
-            if not line.read:
-                await _close(line)
             return False
         if not line.read:
             line.read = True
@@ -149,8 +153,6 @@ class ClusterSubscriber:
         except Exception:
             # Whatever is raised when a connection ends: its channels are joined anew.
             self._lose(line)
-        finally:
-            await _close(line)
 
     def _lose(self, line: _Line) -> None:
         if self._lines.get(line.address) is line:
@@ -213,8 +215,3 @@ class ClusterSubscriber:
             self._astray = True
             return False
         return place is None or place != owner
-
-
-async def _close(line: _Line) -> None:
-    with suppress(RedisError, OSError):
-        await line.subscriber.aclose()

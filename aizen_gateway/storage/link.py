@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis._parsers.base import BaseParser
@@ -80,7 +80,7 @@ class Link:
 
     def subscriber(self) -> RedisSubscriber:
         """A subscriber, on a connection of its own."""
-        return RedisSubscriber(self._connection)
+        return RedisSubscriber(self._connect)
 
     @property
     def calls(self) -> int:
@@ -99,7 +99,7 @@ class Link:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
         if self._wire is not None:
-            await self._wire.close()
+            self._wire.close()
         await self._redis.aclose()
         await self._redis.connection_pool.aclose()
 
@@ -125,12 +125,12 @@ class Link:
 
     async def _open(self) -> _Wire:
         if self._wire is not None:
-            await self._wire.close()
-        self._wire = _Wire(await self._connection(), self._timeout, self._timed)
+            self._wire.close()
+        self._wire = _Wire(await self._connect(), self._timeout, self._timed)
         return self._wire
 
-    async def _connection(self) -> Any:
-        """A new connection, made by the library."""
+    async def _connect(self) -> asyncio.StreamWriter:
+        """A new connection, made by the library, which then forgets it: to close it is the caller's."""
         connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(2 * self._timeout):
@@ -141,16 +141,19 @@ class Link:
             if isinstance(error, RuntimeError):
                 raise RedisConnectionError("Redis closed the connection.") from error
             raise
-        return connection
+        writer: asyncio.StreamWriter = connection._writer
+        connection._reader = connection._writer = None
+        return writer
 
 
 class _Wire(asyncio.Protocol):
     """The life of one connection."""
 
-    def __init__(self, connection: Any, timeout: float, timed: Callable[[float], None]) -> None:
-        self._connection = connection
+    def __init__(self, writer: asyncio.StreamWriter, timeout: float, timed: Callable[[float], None]) -> None:
+        # Kept for as long as its transport is used, which ends with it.
+        self._writer = writer
         self._timed = timed
-        self._transport: asyncio.Transport = connection._writer.transport
+        self._transport = cast("asyncio.Transport", writer.transport)
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
@@ -248,11 +251,10 @@ class _Wire(asyncio.Protocol):
             if not call.done():
                 _fail(call, error)
 
-    async def close(self) -> None:
-        """End it, and have the library forget it."""
+    def close(self) -> None:
+        """End it; callers that wait get an error."""
         self._end(RedisConnectionError("The connection has been closed."))
         self._transport.abort()
-        await self._connection.disconnect(nowait=True)
 
 
 def _fail(call: asyncio.Future[Any], error: Exception) -> None:

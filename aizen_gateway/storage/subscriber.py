@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import cast
 
 import hiredis
 from redis._parsers.base import BaseParser
@@ -27,10 +27,11 @@ _MOST_AT_ONCE = 256
 class RedisSubscriber(asyncio.Protocol):
     """Connects with the first `subscribe`, and never again: what is lost is for its owner to see and to mend."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
-        """`connect` makes a connection as the library does, which is ours from then on."""
+    def __init__(self, connect: Callable[[], Awaitable[asyncio.StreamWriter]]) -> None:
+        """`connect` makes a connection, which is ours from then on."""
         self._connect = connect
-        self._connection: Any = None
+        # Kept for as long as its transport is used, which ends with it.
+        self._writer: asyncio.StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         # What somebody else publishes may be no text; it is no reason to hear nothing more.
         self._reader = hiredis.Reader(
@@ -45,9 +46,12 @@ class RedisSubscriber(asyncio.Protocol):
     async def subscribe(self, *channels: str) -> None:
         """Join channels; each is confirmed by a message. Raises `RedisError`, `OSError`."""
         if self._transport is None and self._error is None:
-            self._connection = await self._connect()
-            self._transport = self._connection._writer.transport
+            self._writer = await self._connect()
+            self._transport = cast("asyncio.Transport", self._writer.transport)
             self._transport.set_protocol(self)
+            if self._error is not None:
+                # Closed meanwhile.
+                self._transport.abort()
         self._send("SUBSCRIBE", *channels)
 
     async def unsubscribe(self, *channels: str) -> None:
@@ -119,7 +123,5 @@ class RedisSubscriber(asyncio.Protocol):
         self._end(RedisConnectionError("The connection has been closed."))
 
     async def aclose(self) -> None:
-        """As `close`, and have the library forget the connection."""
+        """As `close`: there is nothing to wait for."""
         self.close()
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)

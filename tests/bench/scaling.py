@@ -64,7 +64,8 @@ async def measure(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
 async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
     """Rows of the cost a command: one gateway and two, at the same load in all, and one with the half of it.
 
-    With less to do at a time less is done together, in one gateway as in each of two; the row in between tells how much.
+    With less to do at a time less is done together, in one gateway as in each of two: the row in between tells how much
+    that is.
     """
     devices = await stage.devices("spread", _CONNECTIONS)
     one, two = await stage.gateway("one"), await stage.gateway("two")

@@ -122,6 +122,20 @@ async def test_a_gap_is_told_only_when_the_channel_is_joined_again(start_bus: St
     assert set(told) == {1}
 
 
+async def test_one_that_is_cancelled_over_and_over_while_it_ends_leaves_no_connection(
+    start_bus: StartBus, redis_url: str
+) -> None:
+    bus = await start_bus(redis_url)
+    async with bus.listen("a"):
+        pass
+    running = bus._task
+    assert running is not None
+    while not running.done():
+        running.cancel()
+        await asyncio.sleep(0)
+    await eventually(lambda: listeners(redis_url, "a"), lambda count: count == 0)
+
+
 async def test_a_killed_server_that_comes_back_is_joined_again(start_bus: StartBus, fresh_valkey: FreshValkey) -> None:
     valkey = await fresh_valkey()
     bus = await start_bus(valkey.url)
