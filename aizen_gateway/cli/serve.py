@@ -14,16 +14,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NoReturn
 
+import click
 import structlog
 import uvloop
 from aiohttp import web
 
+from .. import __version__
 from ..api.metrics import METRICS, metrics_application
 from ..api.server import GatewayRunner
 from ..app import GATEWAY, Gateway, create_app
-from ..logs import flush_requests
-from ..settings import Settings
-from ..tracing import Tracing
+from ..logs import configure_logging, flush_requests
+from ..settings import Settings, SettingsError
+from ..tracing import Tracing, TracingError
 from .systemd import notify, passed_sockets, shown, watched
 
 _BACKLOG = 1024
@@ -46,12 +48,21 @@ class CannotListen(Exception):
     """An address cannot be listened on; the text says which and why."""
 
 
-def serve(settings: Settings, tracing: Tracing | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status: 0 after a stop, 1 when an address cannot be had.
-
-    A second signal ends the process itself, at once.
-    """
-    return uvloop.run(_serve(settings, tracing))
+@click.command()
+def serve() -> None:
+    """Run one instance until SIGTERM or SIGINT."""
+    try:
+        settings = Settings.from_env()
+        tracing = Tracing.from_env(
+            os.environ, version=__version__, instance_id=settings.instance_id, environment=settings.environment
+        )
+    except (SettingsError, TracingError) as error:
+        for line in str(error).splitlines():
+            click.echo(f"aizen-gateway: {line}", err=True)
+        sys.exit(2)
+    configure_logging(settings.log_level, settings.log_format)
+    # 0 after a stop, 1 when an address cannot be had. A second signal ends the process itself, at once.
+    leave(uvloop.run(_serve(settings, tracing)))
 
 
 async def _serve(settings: Settings, tracing: Tracing | None) -> int:
