@@ -48,6 +48,8 @@ class ClusterSubscriber:
         self._places: dict[str, Address | None] = {}
         self._away: set[Address] = set()
         self._unread: asyncio.Queue[Message | Exception] = asyncio.Queue(_MOST_UNREAD)
+        # The end, to be told after what came before it.
+        self._error: Exception | None = None
         self._writing = asyncio.Lock()
         self._broken = asyncio.Event()
         # Whether a channel is not where it should be, by the map of this generation.
@@ -71,14 +73,18 @@ class ClusterSubscriber:
 
     async def messages(self) -> Sequence[Message]:
         """What has come, in the order of each node; waits for something. Raises when no node is left to hear from."""
-        taken = [await self._unread.get()]
-        while not self._unread.empty() and len(taken) < _MOST_AT_ONCE:
-            taken.append(self._unread.get_nowait())
+        if not self._unread.empty():
+            await asyncio.sleep(0)
         found: list[Message] = []
-        for unread in taken:
-            if isinstance(unread, Exception):
-                raise unread
+        unread = self._error or await self._unread.get()
+        while not isinstance(unread, Exception):
             found.append(unread)
+            if self._unread.empty() or len(found) >= _MOST_AT_ONCE:
+                return found
+            unread = self._unread.get_nowait()
+        self._error = unread
+        if not found:
+            raise unread
         return found
 
     def close(self) -> None:
@@ -95,8 +101,8 @@ class ClusterSubscriber:
         while self._tasks:
             # A cancellation can get lost in the library, so it is said again.
             await asyncio.wait(self._tasks, timeout=0.2)
-            for task in self._tasks:
-                task.cancel()
+            # With what the task may have opened that did not hear of it.
+            self.close()
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -204,6 +210,10 @@ class ClusterSubscriber:
             return
         async with self._writing:
             self._generation, self._astray = self._cluster.generation, False
+            # A node that has left the cluster still answers, and hears nothing more.
+            addresses = await self._cluster.addresses()
+            for line in [line for line in self._lines.values() if line.address not in addresses]:
+                self._lose(line)
             wrong = {channel: place for channel, place in self._places.items() if self._is_wrong(channel, place)}
             await self._join(wrong)
             await self._leave((channel, place) for channel, place in wrong.items() if place != self._places[channel])

@@ -169,6 +169,9 @@ class _Wire(asyncio.Protocol):
         self.lost = False
         self._transport.set_write_buffer_limits(high=_MOST_UNSENT)
         self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            # The news of its end went to the library.
+            self.lost = True
 
     def call(self, command: Command) -> asyncio.Future[Any]:
         """Send a command with all others of this tick. Raises when it cannot be sent."""

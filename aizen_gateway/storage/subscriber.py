@@ -49,9 +49,9 @@ class RedisSubscriber(asyncio.Protocol):
             self._writer = await self._connect()
             self._transport = cast("asyncio.Transport", self._writer.transport)
             self._transport.set_protocol(self)
-            if self._error is not None:
-                # Closed meanwhile.
-                self._transport.abort()
+            if self._error is not None or self._transport.is_closing():
+                # Closed meanwhile, by us or by the server.
+                self._end(RedisConnectionError("Redis closed the connection."))
         self._send("SUBSCRIBE", *channels)
 
     async def unsubscribe(self, *channels: str) -> None:
