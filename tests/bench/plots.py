@@ -67,12 +67,14 @@ def _cost(rows: Sequence[Row], titles: Mapping[str, str], file: Path) -> Path:
     """CPU time a command against the number of devices, of finished commands and of gateways."""
     figure, axes = _axes(len(titles), len(titles))
     for axis, (path, title) in zip(axes, titles.items(), strict=True):
-        found = sorted((row for row in rows if row.path == path), key=lambda row: row.amount)
+        # A row of a part of one explains another, and is no point of the line.
+        shown = [row for row in rows if row.path == path and not 0 < row.amount < 1]
+        found = sorted(shown, key=lambda row: row.amount)
         for number, (what, server) in enumerate(_COSTS.items()):
             # There is no place for 0 on a scale of powers.
             points = [(max(1.0, row.amount), row.gateway[what]) for row in found]
             axis.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", label=server)
-        axis.set(title=title, xlabel=found[0].load.split()[-1], ylabel="CPU µs a command")
+        axis.set(title=title, xlabel=found[-1].load.split()[-1], ylabel="CPU µs a command")
         if found[-1].amount > _MANY:
             axis.set_xscale("log")
         else:
