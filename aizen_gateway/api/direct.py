@@ -1,7 +1,7 @@
 """Finds the handler of a path without parameters by one look, since nearly all requests of devices are for such a path.
 
 The router walks over the path's parts and makes a match for each request; here each route has one for good. Whatever
-else there is to decide (parameters, a query, `Expect`, a method that is not allowed, preflights) is the router's.
+else there is to decide (parameters, `Expect`, a method that is not allowed, preflights) is the router's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def direct(app: web.Application, routed: RequestHandler) -> RequestHandler:
 
     def serve(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         message = request._message
-        found = known.get((message.method, message.path))
+        found = known.get((message.method, message.path.partition("?")[0]))
         if found is None or hdrs.EXPECT in message.headers:
             return routed(request)
         matched = cast("web.Request", request)

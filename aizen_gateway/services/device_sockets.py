@@ -57,9 +57,10 @@ class DeviceSockets:
         self._bus.attach(ticket.keys.channel, socket)
         try:
             # Joined and listed before the device is taken over: no newer socket goes unnoticed, and no death of this
-            # instance. The channel is being joined meanwhile.
-            await self._parts.presence.list_socket(ticket.device_id, connection.id)
+            # instance. Both are under way at the same time.
+            listing = self._parts.presence.list_socket(ticket.device_id, connection.id)
             await self._bus.confirmed(ticket.keys.channel)
+            await listing
             await socket.take_over()
         except BaseException:
             self._begin_leaving(socket)

@@ -158,12 +158,12 @@ class Presence:
         change = _change(caller.device_id, caller.uid, answer[7], answer[8], Connection.WEBSOCKET)
         return Connected(caller, int(answer[5]), int(answer[6]), change, _leases(answer[10:]), not answer[9])
 
-    async def list_socket(self, device_id: str, connection_id: UUID) -> None:
+    def list_socket(self, device_id: str, connection_id: UUID) -> Begun:
         """Add a socket to this instance's list: a socket that is in no list could never be missed.
 
-        Raises `Unavailable`.
+        It is done when that has been awaited. Raises `Unavailable`.
         """
-        await self._store.call("HSET", self._sockets, str(connection_id), device_id)
+        return self._store.begin_call("HSET", self._sockets, str(connection_id), device_id)
 
     async def disconnect(self, device_id: str, connection_id: UUID) -> None:
         """A socket has ended; its device is looked at soon, unless a newer socket has it.
