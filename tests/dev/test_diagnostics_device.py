@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aizen_gateway.dev.diagnostics import BadParameter, CannotRun, Parameters, diagnostics_table
+from aizen_gateway.dev.diagnostics import BadParameter, CannotRun, Parameters, diagnostics_table, processes
 from aizen_gateway.dev.diagnostics.metrics import CpuMeter, heartbeat_metrics
 from aizen_gateway.dev.diagnostics.processes import run_tool
 
@@ -129,6 +130,18 @@ async def test_a_tool_that_talks_without_end_is_cut_and_ended() -> None:
     said = await run_tool([sys.executable, "-c", script], timeout_s=30, limit=10_000)
     assert said.cut is True
     assert len(said.text) == 10_000
+
+
+async def test_a_tool_of_which_nobody_reads_any_more_is_ended() -> None:
+    script = "import itertools\nfor n in itertools.count(): print(n)"
+    process = await processes._start(sys.executable, [sys.executable, "-c", script])
+    output: Any = process.stdout
+    async with asyncio.timeout(20):
+        # So much waits that the event loop has stopped reading.
+        while not output._paused:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.01)
+        await processes._kill(process)
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_a_tool_gets_its_arguments_untouched() -> None:

@@ -79,4 +79,6 @@ async def _start(path: str, argv: Sequence[str]) -> asyncio.subprocess.Process:
 async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    # Its end is told once its output has come to an end: never, when we stopped reading it or somebody else holds it.
+    process._transport.close()  # type: ignore[attr-defined]
     await process.wait()
