@@ -13,10 +13,11 @@ from typing import cast
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+# Serves a request that nobody has routed yet.
+Serve = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def direct(app: web.Application, routed: RequestHandler) -> RequestHandler:
+def direct(app: web.Application, routed: Serve) -> Serve:
     """What serves a request to `app`, which must not change any more; `routed` serves those that need the router."""
     known: dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = {}
     for resource in app.router.resources():

@@ -10,12 +10,10 @@ as its own code does, so this module is bound to its minor version (`setup.cfg`)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import structlog
 from aiohttp import web
@@ -24,6 +22,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import ERROR, PayloadAccessError, RequestHandler, _ErrInfo
 
 from ..logs import new_context
+from .direct import Serve
 from .errors import error_response, from_http_exception
 from .keys import REQUEST_ID
 from .middlewares import put_headers, request_id_of
@@ -153,9 +152,7 @@ class HttpConnection(RequestHandler):
             request._task = None  # type: ignore[assignment]
         return self._keepalive and not self._close and not self._force_close
 
-    async def _answer(
-        self, request: web.BaseRequest, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse | None:
+    async def _answer(self, request: web.BaseRequest, handle: Serve) -> web.StreamResponse | None:
         """Handle a request and write its answer; None when the client has gone."""
         # Whoever shuts down the server waits for this.
         self._request_in_progress = True
@@ -246,8 +243,7 @@ class HttpConnection(RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has been begun already")
-        request_id = request.get(REQUEST_ID) or str(uuid4())
-        request[REQUEST_ID] = request_id
+        request_id = request.setdefault(REQUEST_ID, request_id_of(request))
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.info("malformed_request", request_id=request_id, problem=type(exc).__name__)
             answer = error_response(request, "INVALID_REQUEST", "This is not a request in HTTP/1.1.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from .deadlines import Deadlines
-from .direct import direct
+from .direct import Serve, direct
 from .http_connection import HttpConnection, TimeLimits
 
 
@@ -114,9 +113,7 @@ def _accepted(listener: socket.socket) -> list[socket.socket]:
 
 
 class Server(web.Server):
-    def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: TimeLimits, **options: Any
-    ) -> None:
+    def __init__(self, handler: Serve, limits: TimeLimits, **options: Any) -> None:
         super().__init__(handler, **options)
         self.limits = limits
         self.exchanges = Deadlines[HttpConnection](limits.exchange, HttpConnection.exchange_overdue)

@@ -16,9 +16,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ..domain.errors import Unavailable
-from ..storage.cluster_subscriber import ClusterSubscriber
-from ..storage.redis_store import RedisStore
-from ..storage.subscriber import RedisSubscriber
+from ..storage.redis_store import ChannelSubscriber, RedisStore
 from .tasks import end
 
 # Seconds. A channel without listeners is left only after a while: a long-polling device is back within it.
@@ -218,7 +216,7 @@ class Bus:
             self._confirmed.clear()
             await subscriber.aclose()
 
-    async def _read(self, subscriber: RedisSubscriber | ClusterSubscriber) -> None:
+    async def _read(self, subscriber: ChannelSubscriber) -> None:
         while True:
             messages = await subscriber.messages()
             self._heard = time.monotonic()
@@ -241,7 +239,7 @@ class Bus:
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
 
-    async def _join_and_leave(self, subscriber: RedisSubscriber | ClusterSubscriber) -> None:
+    async def _join_and_leave(self, subscriber: ChannelSubscriber) -> None:
         """The only writer of the subscriber connection: joins and leaves are one after the other."""
         while True:
             await self._changed.wait()

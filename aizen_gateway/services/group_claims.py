@@ -17,7 +17,7 @@ from ..storage.postgres import Database, columns
 
 _SQL = queries.load("commands")
 # What somebody else holds just now is left to a claim of its own, so that one device never waits for another's.
-_AT_HAND = _SQL["confirm_claims"].replace("for update of c", "for update of c skip locked")
+_AT_HAND = queries.at_hand(_SQL["confirm_claims"])
 
 Rows = Sequence[Any]
 

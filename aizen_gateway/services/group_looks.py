@@ -13,7 +13,7 @@ from ..storage.postgres import Database, columns
 
 _TOGETHER = queries.load("devices")["devices_with_session"]
 # Of arrays PostgreSQL makes a new plan each time, which for one device takes longer than the look itself.
-_ALONE = _TOGETHER.replace(
+LOOK_AT_ONE = _TOGETHER.replace(
     "unnest($1::int[], $2::text[], $3::uuid[], $4::timestamptz[])",
     "(select $1::int, $2::text, $3::uuid, $4::timestamptz)",
 )
@@ -46,7 +46,7 @@ class GroupLooks:
     async def _read(self, group: Sequence[Wanted]) -> Sequence[Rows]:
         found: list[list[Any]] = [[] for _ in group]
         if len(group) == 1:
-            rows = await self._database.fetch(_ALONE, 0, *group[0])
+            rows = await self._database.fetch(LOOK_AT_ONE, 0, *group[0])
         else:
             rows = await self._database.fetch(_TOGETHER, *columns([(n, *wanted) for n, wanted in enumerate(group)]))
         for row in rows:

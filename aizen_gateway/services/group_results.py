@@ -23,7 +23,7 @@ from ..storage.rows import command_of
 _SQL = queries.load("commands")
 _LOCK = _SQL["lock_commands_of_devices"]
 # What somebody else holds just now is left to a transaction of its own, so that one device never waits for another's.
-_LOCK_AT_HAND = _LOCK.replace("for update of c", "for update of c skip locked")
+_LOCK_AT_HAND = queries.at_hand(_LOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,10 @@ class ClusterClient:
         # Rises whenever slots have moved.
         self.generation = 0
 
+    def open_call(self, command: Command) -> asyncio.Future[Any] | None:
+        """As that of a link; always None, since what goes to different nodes keeps no order."""
+        return None
+
     def run_script(self, command: Command) -> Awaitable[Any]:
         """As that of a link."""
         return self.execute_command(*command)

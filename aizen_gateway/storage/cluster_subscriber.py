@@ -19,14 +19,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from .cluster import Address, ClusterClient
-from .subscriber import Message, RedisSubscriber
+from .subscriber import MOST_AT_ONCE, Message, RedisSubscriber
 
 # Seconds between two looks at lines and places, and after which a line that does not answer is given up.
 _LOOK_EVERY = 2.0
 _SILENCE = 6.0
 # Messages; past it the connections are read no further, and the server's own bound holds.
 _MOST_UNREAD = 10_000
-_MOST_AT_ONCE = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -79,7 +78,7 @@ class ClusterSubscriber:
         unread = self._error or await self._unread.get()
         while not isinstance(unread, Exception):
             found.append(unread)
-            if self._unread.empty() or len(found) >= _MOST_AT_ONCE:
+            if self._unread.empty() or len(found) >= MOST_AT_ONCE:
                 return found
             unread = self._unread.get_nowait()
         self._error = unread

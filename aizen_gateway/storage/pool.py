@@ -75,8 +75,8 @@ class Pool:
         elif (connection := await self._handed_over(until)) is not None:
             return connection
         try:
-            pool = self._driver or await self._open()
-            return await pool.acquire(timeout=max(0.0, until - loop.time()))
+            driver = self._driver or await self._open()
+            return await driver.acquire(timeout=max(0.0, until - loop.time()))
         except BaseException:
             self._hand_over(None)
             raise
@@ -145,16 +145,16 @@ class Pool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        pool, at_hand = self._driver, self._at_hand
-        if pool is None:
+        driver, at_hand = self._driver, self._at_hand
+        if driver is None:
             return
         self._at_hand = []
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*map(self._release, at_hand))
-                await pool.close()
+                await driver.close()
         except BaseException as error:
-            pool.terminate()
+            driver.terminate()
             if not isinstance(error, TimeoutError):
                 raise
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 SQL = Path(__file__).with_name("sql")
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+_LOCK = re.compile(r"\bfor update of \w+")
 
 
 def load(file: str) -> Mapping[str, str]:
@@ -21,3 +22,14 @@ def load(file: str) -> Mapping[str, str]:
     if len(set(names)) != len(names):
         raise ValueError(f"{file}.sql names a statement twice")
     return {name: statement.strip() for name, statement in zip(names, statements, strict=True)}
+
+
+def at_hand(statement: str) -> str:
+    """A statement that locks rows (`for update of ...`), leaving out those that somebody else holds just now.
+
+    So that callers who share it never wait for somebody's row. Raises `ValueError` for one that locks nothing.
+    """
+    skipping, locks = _LOCK.subn(r"\g<0> skip locked", statement)
+    if not locks:
+        raise ValueError("the statement locks no rows")
+    return skipping

@@ -48,6 +48,8 @@ _MOST_CONNECTIONS = 4
 _NO_NOTICES = MaintNotificationsConfig(enabled=False)
 
 Client = Link | ClusterClient
+# Both have `subscribe`, `unsubscribe`, `messages`, `close` and `aclose`.
+ChannelSubscriber = RedisSubscriber | ClusterSubscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +188,9 @@ class RedisStore:
 
     def begin_call(self, *command: str | int) -> Begun:
         """As `call`, but sent now as by `begin`; it need not be awaited. The answer is what the server says."""
-        sent: Awaitable[Any] | None = None
-        if isinstance(self.client, Link):
-            with suppress(RedisError, OSError):
-                sent = self.client.open_call(command)
+        sent = None
+        with suppress(RedisError, OSError):
+            sent = self.client.open_call(command)
         return Begun(self.client, sent, command)
 
     def _send(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[Any]:
@@ -230,8 +231,8 @@ class RedisStore:
         """What the server says of itself, by the names of `INFO`; of a cluster, one node. Raises `Unavailable`."""
         return dict(await self.call("INFO"))
 
-    def subscriber(self) -> RedisSubscriber | ClusterSubscriber:
-        """A new subscriber: `subscribe`, `unsubscribe`, `messages` and `aclose`."""
+    def subscriber(self) -> ChannelSubscriber:
+        """A new subscriber, not connected yet."""
         return ClusterSubscriber(self.client) if isinstance(self.client, ClusterClient) else self.client.subscriber()
 
     @property

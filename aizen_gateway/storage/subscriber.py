@@ -21,7 +21,7 @@ Message = tuple[str, str, str]
 # Messages that nobody has taken; past it the server is read no further, and its own bound holds.
 _MOST_UNREAD = 10_000
 # Messages given at a time; between two such pieces others have their turn.
-_MOST_AT_ONCE = 256
+MOST_AT_ONCE = 256
 
 
 class RedisSubscriber(asyncio.Protocol):
@@ -80,7 +80,7 @@ class RedisSubscriber(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        taken, self._unread = self._unread[:_MOST_AT_ONCE], self._unread[_MOST_AT_ONCE:]
+        taken, self._unread = self._unread[:MOST_AT_ONCE], self._unread[MOST_AT_ONCE:]
         if self._paused and not self._unread and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()

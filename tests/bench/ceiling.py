@@ -22,22 +22,13 @@ import orjson
 import uvloop
 from aiohttp import web
 
+from aizen_gateway.services.group_looks import LOOK_AT_ONE
 from aizen_gateway.storage import queries
 from aizen_gateway.storage.redis_store import script_text
 
 from . import ceiling_cycle, ceiling_sockets
 
 _DEVICES = queries.load("devices")
-# As the gateway reads several devices at a time.
-_DEVICE_WITH_SESSION = """
-select d.*,
-    (select id from aizen.sessions s where s.device_uid = d.uid and s.status in ('pending_approval', 'active')
-        and s.expires_at > $3) as active_session,
-    (select count(*) from aizen.commands c where c.device_uid = d.uid and c.status = 'queued'
-        and c.claim_by > $3) as pending_commands
-from aizen.devices d
-where id = $1 and customer_id = $2 and deleted_at is null
-"""
 _TTL_MS, _MAX_AGE_MS, _RATE = 604_800_000, 2_592_000_000, 1_000_000_000
 _SCRIPTS = ("claim", "enter", "enqueue", "heartbeat", "hold", "limit", "open_session", "publish_event", "settle")
 # What a claim's script answers before the commands.
@@ -185,7 +176,7 @@ async def device_status(request: web.Request) -> web.Response:
     _, now = await request.app[REDIS].run("limit", [key], _RATE, 1)
     at = datetime.fromtimestamp(now / 1000, UTC)
     device_id = request.match_info["device_id"]
-    row = await request.app[POOL].fetchrow(_DEVICE_WITH_SESSION, device_id, customer, at)
+    row = await request.app[POOL].fetchrow(LOOK_AT_ONE, 0, device_id, customer, at)
     return _answer(
         {
             "device": {

@@ -21,10 +21,8 @@ from aizen_gateway.realtime.feed import Feed
 from aizen_gateway.realtime.subscribers import Subscriber
 from aizen_gateway.storage import events as events_module
 from aizen_gateway.storage import keys
-from aizen_gateway.storage.cluster_subscriber import ClusterSubscriber
 from aizen_gateway.storage.events import BEGINNING, EventStream, Order, event_id, order_of
-from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
-from aizen_gateway.storage.subscriber import RedisSubscriber
+from aizen_gateway.storage.redis_store import ChannelSubscriber, RedisOptions, RedisStore
 
 # As the rooms of events are written: the most specific first, `customer` understood.
 AUDIENCES = ("session:a device:a", "session:b device:a", "device:a", "device:b")
@@ -120,7 +118,7 @@ class Player:
     """Plays steps on one feed, one socket and the real Valkey; messages come as late as the steps say, or never."""
 
     stream: EventStream
-    channel: RedisSubscriber | ClusterSubscriber
+    channel: ChannelSubscriber
     feed: Feed
     line: Line
     connection: Connection

@@ -105,10 +105,7 @@ async def test_what_broke_while_nobody_used_it_is_replaced(pool: Pool, database_
     finally:
         await other.close()
 
-    async def noticed() -> bool:
-        return pool.counts()["free"] == 0 or held._con is None
-
-    await eventually(noticed, bool)
+    await eventually(lambda: asyncio.sleep(0, pool.counts()["free"] == 0 or held._con is None), bool)
     connection = await pool.take()
     assert await connection.fetchval("select pg_backend_pid()") != pid
     pool.put_back(connection)
@@ -152,10 +149,7 @@ async def test_connections_that_broke_at_hand_are_not_counted(database_url: str)
     finally:
         await other.close()
 
-    async def counts() -> dict[str, int]:
-        return pool.counts()
-
-    await eventually(counts, lambda found: found == {"used": 0, "free": 0})
+    await eventually(lambda: asyncio.sleep(0, pool.counts()), lambda found: found == {"used": 0, "free": 0})
     await pool.close(5.0)
 
 

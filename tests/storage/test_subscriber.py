@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -14,8 +13,6 @@ from aizen_gateway.storage import subscriber as subscriber_module
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 from aizen_gateway.storage.subscriber import Message, RedisSubscriber
 from tests.support.waiting import eventually
-
-Found = TypeVar("Found")
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ async def test_others_have_their_turn_between_two_pieces_and_no_more_is_read_tha
     # Far more than fits into what the kernel holds.
     text, count = "x" * 10_000, 3_000
     published = asyncio.create_task(_publish(client, text, count))
-    await eventually(_value(lambda: subscriber._paused), bool)
+    await eventually(lambda: asyncio.sleep(0, subscriber._paused), bool)
     held = len(subscriber._unread)
     turns = 0
 
@@ -101,13 +98,6 @@ async def test_others_have_their_turn_between_two_pieces_and_no_more_is_read_tha
 async def _publish(client: Redis, text: str, count: int) -> None:
     for number in range(count):
         await client.publish("a", f"{number:05}{text}")
-
-
-def _value(read: Callable[[], Found]) -> Callable[[], Awaitable[Found]]:
-    async def found() -> Found:
-        return read()
-
-    return found
 
 
 async def test_the_end_of_the_connection_is_told_after_what_came_before_it(
@@ -139,4 +129,4 @@ async def test_a_ping_is_heard(subscriber: RedisSubscriber) -> None:
     await take(subscriber, 1)
     before = subscriber.heard_at
     subscriber.ping()
-    await eventually(_value(lambda: subscriber.heard_at), lambda found: found > before)
+    await eventually(lambda: asyncio.sleep(0, subscriber.heard_at), lambda found: found > before)
