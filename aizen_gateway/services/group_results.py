@@ -21,7 +21,7 @@ from ..storage.postgres import Change, Connection, Database, columns
 from ..storage.rows import command_of
 
 _SQL = queries.load("commands")
-_LOCK = _SQL["lock_commands_of_devices"]
+_LOCK = _SQL["lock_commands"]
 # What somebody else holds just now is left to a transaction of its own, so that one device never waits for another's.
 _LOCK_AT_HAND = queries.at_hand(_LOCK)
 
@@ -73,7 +73,8 @@ class GroupResults:
 
     async def _take(self, lock: str, group: Sequence[Reported]) -> Sequence[Taken | GatewayError | None]:
         async with self._database.unit() as connection:
-            rows = await connection.fetch(lock, [one.command_id for one in group], [one.caller.uid for one in group])
+            rows = await connection.fetch(lock, [one.command_id for one in group])
+            # A command of another device, or of another life of this one, is none.
             commands = {(row["id"], row["device_uid"]): command_of(row) for row in rows}
             taken: list[Taken | GatewayError | None] = []
             for one in group:

@@ -16,7 +16,7 @@ from ..domain.values import Origin
 from .pool import Connection, Pool, PostgresOptions
 from .transaction import Change, Transaction, columns
 
-__all__ = ["Change", "Connection", "Database", "PostgresOptions", "Transaction", "columns", "unavailable"]
+__all__ = ["BY_INDEX", "Change", "Connection", "Database", "PostgresOptions", "Transaction", "columns", "unavailable"]
 
 # Faults of the line, of a server that is going away, or of the moment, as against faults of a statement.
 _AWAY = (
@@ -31,6 +31,10 @@ _AWAY = (
     asyncpg.InternalClientError,
     OSError,
 )
+# A plan that was made while a table was small is kept until the table is analyzed, which may be a minute later: one
+# that reads all of it by then takes a thousand times as long. Whatever is asked here has an index. Nor by a bitmap,
+# which unlike a look through the index itself never finds out which of its entries are dead.
+BY_INDEX = "set enable_seqscan = off; set enable_mergejoin = off; set enable_bitmapscan = off"
 # After these nobody knows what the server is still doing for the connection.
 _ABANDONED = (TimeoutError, asyncio.CancelledError, GeneratorExit)
 
@@ -65,7 +69,7 @@ class Database:
             milliseconds = int(self._options.timeout * 1000)
             await connection.execute(
                 f"set statement_timeout = {milliseconds * 9 // 10};"
-                f"set idle_in_transaction_session_timeout = {milliseconds * 2}"
+                f"set idle_in_transaction_session_timeout = {milliseconds * 2};" + BY_INDEX
             )
 
     def connection(self) -> _Use:

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from aizen_gateway.services.group_looks import LOOK_AT_ONE
 from aizen_gateway.storage import queries
+from aizen_gateway.storage.postgres import BY_INDEX
 from aizen_gateway.storage.redis_store import script_text
 
 from . import ceiling_cycle, ceiling_sockets
@@ -203,6 +204,7 @@ async def _parts(app: web.Application) -> Any:
             await connection.set_type_codec(
                 name, encoder=lambda value: orjson.dumps(value).decode(), decoder=orjson.loads, schema="pg_catalog"
             )
+        await connection.execute(BY_INDEX)
 
     app[REDIS] = await Redis.open(os.environ["REDIS_URL"])
     app[POOL] = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=10, init=prepare)

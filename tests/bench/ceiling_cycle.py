@@ -106,7 +106,7 @@ class Cycle:
 
     async def _take_all(self, results: list[tuple[UUID, UUID, tuple[Any, ...]]]) -> Sequence[Any]:
         _, saved = await self._transaction(
-            (_COMMANDS["lock_commands_of_devices"], [[one[0] for one in results], [one[1] for one in results]]),
+            (_COMMANDS["lock_commands"], [[one[0] for one in results]]),
             (_COMMANDS["save_results"], [list(column) for column in zip(*(one[2] for one in results), strict=True)]),
         )
         found = {row["id"]: row["version"] for row in saved}

@@ -42,6 +42,21 @@ from generate_series($1::int, $2::int) as n
 join (select *, row_number() over (order by id) - 1 as number, count(*) over () as many
       from aizen.sessions where status = 'completed' and created_by = 'bench') as s on n % s.many = s.number
 """
+_OPEN_SESSIONS = """
+insert into aizen.sessions (id, customer_id, device_uid, device_id, type, status, created_by, created_by_type,
+                            created_at, expires_at)
+select gen_random_uuid(), $1, uid, id, 'diagnostic', 'active', 'bench', 'user', now(), now() + interval '1 day'
+from aizen.devices where id = any(select 'fill-' || n from generate_series($2::int, $3::int) as n)
+"""
+_WAITING_COMMANDS = """
+insert into aizen.commands (id, customer_id, device_uid, device_id, session_id, type, kind, parameters, digest,
+                            priority, status, max_deliveries, timeout_ms, proposed_by, proposed_by_type, place,
+                            created_at, expires_at, claim_by, due_at)
+select gen_random_uuid(), customer_id, device_uid, device_id, id, 'ping', 'diagnostic', '{}', 'sha256:' || id, 5,
+       'queued', 5, 300000, 'bench', 'user', nextval('aizen.queue_place'), now(), expires_at, expires_at, expires_at
+from aizen.sessions
+where status = 'active' and device_id = any(select 'fill-' || n from generate_series($1::int, $2::int) as n)
+"""
 # Rows of a statement, and devices of a script.
 _SLICE = 50_000
 _SCRIPT_SLICE = 1_000
@@ -62,3 +77,9 @@ async def finish(database: Connection, customer_id: UUID, device_ids: Sequence[s
         await database.execute(_OLD_SESSIONS, customer_id, device_ids)
     for first in range(start, end, _SLICE):
         await database.execute(_OLD_COMMANDS, first, min(end, first + _SLICE) - 1)
+
+
+async def keep_waiting(database: Connection, customer_id: UUID, start: int, end: int) -> None:
+    """Give the registered devices from `start` up to `end` an open session each, with a command that waits."""
+    await database.execute(_OPEN_SESSIONS, customer_id, start, end - 1)
+    await database.execute(_WAITING_COMMANDS, start, end - 1)

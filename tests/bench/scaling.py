@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from aizen_gateway.storage.keys import DeviceKeys
 
-from .filling import finish, register
+from .filling import finish, keep_waiting, register
 from .http_paths import PATHS
 from .http_runs import figures_of
 from .load import Flow, Load, drive
@@ -23,7 +23,7 @@ _PART = 0.5
 _CYCLE = next(path for path in PATHS if path.name == "cycle")
 _COSTS = (Figure.CPU, Figure.VALKEY, Figure.POSTGRES)
 _END_OPEN = """update aizen.commands set status = 'canceled', completed_at = now(), due_at = null
-               where status in ('queued', 'claimed')"""
+               where status in ('queued', 'claimed') and device_id = any($1)"""
 # Requests of one command: a tenth of the claim, its submission and its result.
 _REQUESTS = _CYCLE.per
 
@@ -45,6 +45,7 @@ async def measure(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
         for count in plan.devices:
             async with stage.database() as database:
                 await register(database, stage.valkey, stage.customer_id, registered, count)
+                await keep_waiting(database, stage.customer_id, registered, count)
             registered = count
             found = await _runs(stage, plan, gateway, devices)
             yield _row(path, title, f"{count} devices", count, found, few)
@@ -95,7 +96,7 @@ def _flows(stage: Stage, devices: Sequence[Device]) -> list[Flow]:
 async def _runs(stage: Stage, plan: Plan, server: Server, devices: Sequence[Device]) -> Figures:
     async with stage.database() as database:
         # What earlier runs broke off; a device can only have so many open commands.
-        await database.execute(_END_OPEN)
+        await database.execute(_END_OPEN, [device.id for device in devices])
         # What PostgreSQL would else do by itself some time during the measurement.
         await database.execute("vacuum analyze")
         await database.execute("checkpoint")

@@ -23,7 +23,7 @@ async def _hold(connection: Connection, *commands: object) -> None:
 async def _waiting(database: Database) -> int:
     """The backend that waits for a lock, once there is one."""
     sql = """select pid from pg_stat_activity
-             where datname = current_database() and wait_event_type = 'Lock' and query like '%claimed as%'"""
+             where datname = current_database() and wait_event_type = 'Lock' and query like '%lease_end%'"""
     row = await eventually(lambda: database.fetchrow(sql), lambda found: found is not None)
     return int(row["pid"])
 

@@ -74,21 +74,21 @@ with wanted as (
         $9::text[]) with ordinality as w (id, token, device_uid, now, lease_end, device, request_id, ip, agent, n)
 ), locked as (
     -- Whoever locks several commands does so in the order of their ids: a claim and the end of a session never wait
-    -- for each other.
-    select c.id from aizen.commands c join wanted w on w.id = c.id order by c.id for update of c
+    -- for each other. Found by nothing but their ids, which are few: not by an index of all that wait.
+    select c.* from aizen.commands c where c.id = any($1) order by c.id for update of c
 ), claimed as (
     update aizen.commands c set
-        status = 'claimed', attempt = attempt + 1, claim_token = w.token, claimed_at = w.now,
+        status = 'claimed', attempt = l.attempt + 1, claim_token = w.token, claimed_at = w.now,
         visible_until = w.lease_end,
-        deadline_at = w.now + c.timeout_ms * interval '1 millisecond',
-        due_at = least(w.lease_end, w.now + c.timeout_ms * interval '1 millisecond')
+        deadline_at = w.now + l.timeout_ms * interval '1 millisecond',
+        due_at = least(w.lease_end, w.now + l.timeout_ms * interval '1 millisecond')
     from wanted w join locked l on l.id = w.id
-    where c.id = w.id
-      and c.device_uid = w.device_uid
-      and (c.status = 'queued'
-           or (c.status = 'claimed' and c.visible_until <= w.now and c.deadline_at >= c.visible_until))
-      and c.attempt < c.max_deliveries
-      and c.claim_by > w.now
+    where c.id = l.id
+      and l.device_uid = w.device_uid
+      and (l.status = 'queued'
+           or (l.status = 'claimed' and l.visible_until <= w.now and l.deadline_at >= l.visible_until))
+      and l.attempt < l.max_deliveries
+      and l.claim_by > w.now
     returning c.*, w.n, w.now, w.device, w.request_id as claim_request_id, w.ip, w.agent
 ), audited as (
     insert into aizen.audit (at, customer_id, action, resource, resource_id, actor, actor_type,
@@ -117,6 +117,9 @@ with orders as (
         $10::smallint[], $11::timestamptz[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[],
         $17::text[], $18::text[]) with ordinality as o (id, session_id, customer_id, type, kind, parameters, digest,
         priority, timeout_ms, deliveries, expires_at, proposer, proposer_type, reason, now, request_id, ip, agent, n)
+), held as materialized (
+    -- Found by nothing but their ids, as in confirm_claims.
+    select * from aizen.sessions where id = any($19::uuid[])
 ), fitting as materialized (
     select o.*, s.device_uid, s.device_id, least(o.expires_at, s.expires_at) as ends,
         o.kind = 'remediation' or s.status = 'pending_approval' as waits,
@@ -124,8 +127,8 @@ with orders as (
             select count(*) from aizen.commands c
             where c.device_uid = s.device_uid
               and c.status in ('pending_approval', 'queued', 'claimed', 'cancel_requested')) as nth
-    from orders o join aizen.sessions s on s.id = o.session_id and s.customer_id = o.customer_id
-    where s.id = any($19::uuid[]) and s.status in ('pending_approval', 'active') and s.expires_at > o.now
+    from orders o join held s on s.id = o.session_id and s.customer_id = o.customer_id
+    where s.status in ('pending_approval', 'active') and s.expires_at > o.now
     order by o.n
 ), placed as (
     insert into aizen.commands (
@@ -156,12 +159,9 @@ with orders as (
 select placed.*, announced.version, announced.change
 from placed join announced on announced.subject_id = placed.id
 
--- name: lock_commands_of_devices
--- Commands ($1), each of one life of a device ($2); held until the transaction ends.
-select c.* from aizen.commands c
-join unnest($1::uuid[], $2::uuid[]) as w (id, device_uid) on c.id = w.id and c.device_uid = w.device_uid
-order by c.id
-for update of c
+-- name: lock_commands
+-- Several commands, held until the transaction ends.
+select c.* from aizen.commands c where c.id = any($1::uuid[]) order by c.id for update of c
 
 -- name: save_results
 -- Results of several locked commands, with their audit records and outbox rows.

@@ -1,3 +1,6 @@
+-- Whatever is asked for one device finds it by its key alone, and then looks what else must hold: with all conditions
+-- at once the server may take an index of another one of them, which for a small table looks as good.
+
 -- name: insert_device
 -- A new device with its activation code; nothing when one of this id is alive. Its credentials are younger than those
 -- of all earlier lives of the id, which Redis still holds for void.
@@ -11,17 +14,21 @@ returning *
 -- name: lock_device_by_id
 -- The living device of this id, whoever owns it, held until the transaction ends. Not held so that rows that refer
 -- to it have to wait: whoever adds a command holds its session, for which a suspension that holds the device waits.
-select * from aizen.devices where id = $1 and deleted_at is null for no key update
+with found as materialized (select * from aizen.devices where id = $1 for no key update)
+select * from found where deleted_at is null
 
 -- name: lock_device
 -- A customer's living device, held as by lock_device_by_id.
-select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null for no key update
+with found as materialized (select * from aizen.devices where id = $1 for no key update)
+select * from found where customer_id = $2 and deleted_at is null
 
 -- name: read_device
-select * from aizen.devices where id = $1 and customer_id = $2 and deleted_at is null
+with found as materialized (select * from aizen.devices where id = $1)
+select * from found where customer_id = $2 and deleted_at is null
 
 -- name: read_device_by_id
-select * from aizen.devices where id = $1 and deleted_at is null
+with found as materialized (select * from aizen.devices where id = $1)
+select * from found where deleted_at is null
 
 -- name: read_device_by_uid
 select * from aizen.devices where uid = $1
@@ -99,12 +106,14 @@ where $2::text is null or shown = $2
 -- name: devices_with_session
 -- Devices of customers, each with its open session and the number of its commands that wait to be claimed.
 select w.place, d.*,
-    (select id from aizen.sessions s where s.device_uid = d.uid and s.status in ('pending_approval', 'active')
-        and s.expires_at > w.now) as active_session,
-    (select count(*) from aizen.commands c where c.device_uid = d.uid and c.status = 'queued'
-        and c.claim_by > w.now) as pending_commands
+    (select case when s.expires_at > w.now then s.id end from aizen.sessions s
+        where s.device_uid = d.uid and s.status in ('pending_approval', 'active')) as active_session,
+    (select count(*) filter (where c.status = 'queued' and c.claim_by > w.now) from aizen.commands c
+        where c.device_uid = d.uid
+          and c.status in ('pending_approval', 'queued', 'claimed', 'cancel_requested')) as pending_commands
 from unnest($1::int[], $2::text[], $3::uuid[], $4::timestamptz[]) as w (place, id, customer_id, now)
-join aizen.devices d on d.id = w.id and d.customer_id = w.customer_id and d.deleted_at is null
+cross join lateral (select * from aizen.devices where id = w.id offset 0) d
+where d.customer_id = w.customer_id and d.deleted_at is null
 
 -- name: save_heartbeats
 -- Heartbeats written behind, many in one statement; an older one never replaces a newer one. JSON comes as text: in
@@ -125,13 +134,13 @@ where d.uid = b.uid and (d.last_seen_at is null or d.last_seen_at < b.at)
 -- Writes a presence or a connection that differs; nothing when both are the same already, or when a later change is
 -- known.
 with before as (
-    select uid, presence, connection from aizen.devices
-    where uid = $1 and deleted_at is null and (presence_at is null or presence_at < $3)
-    for no key update
+    select uid, presence, connection, presence_at, deleted_at from aizen.devices where uid = $1 for no key update
 ), after as (
     update aizen.devices d set presence = $2, connection = $4, presence_at = $3,
         last_seen_at = greatest(d.last_seen_at, $5)
-    from before where d.uid = before.uid
+    from before
+    where d.uid = before.uid
+      and before.deleted_at is null and (before.presence_at is null or before.presence_at < $3)
     returning d.*
 )
 select after.*, (before.presence, before.connection) <> (after.presence, after.connection) as changed

@@ -5,11 +5,14 @@ with wanted as (
     select *
     from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[])
         as w (uid, presence, connection, at, request_id)
+), held as (
+    -- Found by their keys alone, as in devices.sql.
+    select uid, presence, connection, presence_at, deleted_at from aizen.devices where uid = any($1)
+    for no key update skip locked
 ), before as (
-    select d.uid, d.presence, d.connection
-    from aizen.devices d join wanted w using (uid)
-    where d.deleted_at is null and (d.presence_at is null or d.presence_at < w.at)
-    for no key update of d skip locked
+    select uid, held.presence, held.connection
+    from held join wanted w using (uid)
+    where held.deleted_at is null and (held.presence_at is null or held.presence_at < w.at)
 ), after as (
     update aizen.devices d set presence = w.presence, connection = w.connection, presence_at = w.at,
         last_seen_at = greatest(d.last_seen_at, w.at)

@@ -39,7 +39,7 @@ limit $6
 -- name: lock_due_sessions
 -- Open sessions whose time is over by $1; other instances skip them.
 select * from aizen.sessions
-where status in ('pending_approval', 'active') and expires_at <= $1
+where closed_at is null and expires_at <= $1
 order by expires_at
 limit $2
 for update skip locked
