@@ -14,7 +14,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from ..domain.errors import GatewayError
-from .keys import REQUEST_ID
+from .keys import ERROR_CODE, REQUEST_ID
 
 STATUS: Mapping[str, HTTPStatus] = {
     "INVALID_REQUEST": HTTPStatus.BAD_REQUEST,
@@ -61,9 +61,6 @@ _FRAMEWORK: Mapping[int, tuple[str, str]] = {
     415: ("UNSUPPORTED_MEDIA_TYPE", "The body must be application/json in UTF-8."),
     503: ("UNAVAILABLE", "The gateway cannot answer now."),
 }
-
-# The code of an error answer, for the access log.
-ERROR_CODE = web.ResponseKey("ERROR_CODE", str)
 
 _log = structlog.get_logger(__name__)
 

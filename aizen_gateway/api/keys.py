@@ -68,3 +68,6 @@ SERVICES = web.AppKey("SERVICES", Services)
 OPTIONS = web.AppKey("OPTIONS", ApiOptions)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 ORIGIN = web.RequestKey("ORIGIN", Origin)
+# For the access log: the code of an error answer, and with which one the gateway ended a socket.
+ERROR_CODE = web.ResponseKey("ERROR_CODE", str)
+CLOSE_CODE = web.ResponseKey("CLOSE_CODE", int)

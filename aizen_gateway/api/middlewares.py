@@ -17,9 +17,9 @@ from ..logs import log_request, new_context, tells_requests
 from ..metrics import METHODS, Metrics
 from ..redaction import redact_text
 from .body import ClientGone
-from .errors import ERROR_CODE, from_gateway_error, from_http_exception, from_unexpected
+from .errors import from_gateway_error, from_http_exception, from_unexpected
 from .forwarded import client_address
-from .keys import ORIGIN, REQUEST_ID, ApiOptions
+from .keys import CLOSE_CODE, ERROR_CODE, ORIGIN, REQUEST_ID, ApiOptions
 from .responses import FIXED_HEADERS, JsonResponse
 from .text import printable
 
@@ -98,12 +98,18 @@ def observed(options: ApiOptions, metrics: Metrics) -> Middleware:
                 "bytes": length,
                 "ip": ip,
             }
-            if quick is None and (code := response.get(ERROR_CODE)) is not None:
-                said["error_code"] = code
+            if quick is None:
+                said |= _more(response)
             log_request(said, level)
         return response
 
     return observe
+
+
+def _more(response: web.StreamResponse) -> dict[str, object]:
+    """What a request's line says of failures and sockets beside."""
+    more = {"error_code": response.get(ERROR_CODE), "close_code": response.get(CLOSE_CODE)}
+    return {name: code for name, code in more.items() if code is not None}
 
 
 @web.middleware

@@ -7,8 +7,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..logs import bind_context
 from ..tracing import ServerSpan, Tracing
-from .errors import ERROR_CODE
-from .keys import ORIGIN, REQUEST_ID
+from .keys import ERROR_CODE, ORIGIN, REQUEST_ID
 from .middlewares import UNMATCHED, route_template
 
 # Seconds to send what is left when the application ends.

@@ -214,7 +214,26 @@ class DeviceSocket:
             self._doubt()
         for hint in early or ():
             self._hear(hint)
-        self._look()
+        if self._work is None and self._is_at_rest():
+            # As most devices that come back: for these a task would be half of the work.
+            self._leases, self._nothing_waits = None, False
+            self._settle()
+            self._look_after(self._next_look() - self._loop.time())
+        else:
+            self._look()
+
+    def _is_at_rest(self) -> bool:
+        """Whether taking the device over has told that there is nothing to do but to wait."""
+        told = self._change is None and self._leases is not None and not self._leases
+        return told and self._nothing_waits and self._next_look() > self._loop.time()
+
+    def _next_look(self) -> float:
+        """When to look whatever happens, by the loop's clock."""
+        return min(self._session_ends, self._sure_until)
+
+    def _look_after(self, seconds: float) -> None:
+        if not self.connection.ending:
+            self._timer = self._parts.timers.call_later(max(0.0, seconds), self._look)
 
     def _look(self) -> None:
         """Have a look at what is due: now, or once more after the look that is under way."""
@@ -267,8 +286,8 @@ class DeviceSocket:
             self.connection.end(CloseCode.INTERNAL_ERROR, "internal error")
         finally:
             self._work = None
-        if self._begun and not self.connection.ending:
-            self._timer = self._parts.timers.call_later(max(0.0, wait), self._look)
+        if self._begun:
+            self._look_after(wait)
 
     async def _look_once(self) -> float:
         try:
@@ -295,13 +314,12 @@ class DeviceSocket:
         elif self._leases is not None:
             await self._begin_with(self._leases)
         wait = await self._fill()
-        left = self._session_ends - self._loop.time()
-        if left <= 0:
+        if self._session_ends <= self._loop.time():
             left = await self._parts.sessions.left_ms(self.caller) / 1000
             if left <= 0:
                 raise Unauthenticated
             self._session_ends = self._loop.time() + left
-        return min(left, wait, self._sure_until - self._loop.time())
+        return min(wait, self._next_look() - self._loop.time())
 
     async def _begin_with(self, leases: Mapping[UUID, float]) -> None:
         """Do what taking the device over has told: announce it, and tell it of cancels that it missed."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-import structlog
 from aiohttp import web
 
 from ...domain.errors import GatewayError, NoCustomer, Unauthenticated
@@ -18,7 +17,7 @@ from ...realtime.connection import Connection
 from ...realtime.frames import frame
 from ...services.portal_sockets import Credentials, PortalSocket, auth_success
 from ..credentials import customer_header
-from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
+from ..keys import CLOSE_CODE, OPTIONS, ORIGIN, SERVICES, Services
 from ..schemas import customer_views as cv
 from ..schemas import socket_views as v
 from ..schemas import sockets as s
@@ -27,7 +26,6 @@ from .handshake import customer_socket_token, forget_unselected, require_origin,
 from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
 
-_log = structlog.get_logger(__name__)
 Payload = dict[str, Any]
 
 
@@ -131,7 +129,7 @@ async def customer_socket(request: web.Request) -> web.StreamResponse:
     with live.track(connection):
         async with Closing(connection):
             await _talk(services, conversation, header, entered, request[ORIGIN])
-    _log.info("portal socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
+    socket[CLOSE_CODE] = connection.close_code or CloseCode.NORMAL
     return socket
 
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-import structlog
 from aiohttp import web
 
 from ...domain.clock import from_ms, rfc3339
 from ...domain.errors import CommandNotFound, Unauthenticated
 from ...domain.values import DeviceCaller, Origin
 from ...logs import bind_context
+from ...realtime.close_codes import CloseCode
 from ...realtime.connection import Connection
 from ...realtime.frames import frame
 from ...services.device_socket import DeviceSocket
 from ...services.prefetch import SocketOptions
-from ..keys import OPTIONS, ORIGIN, REQUEST_ID, SERVICES, Services
+from ..keys import CLOSE_CODE, OPTIONS, ORIGIN, SERVICES, Services
 from ..schemas import device as d
 from ..schemas import device_views as dv
 from ..schemas import socket_views as v
@@ -28,7 +28,6 @@ from .handshake import device_socket_token, forget_unselected, query_integer, re
 from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
 
-_log = structlog.get_logger(__name__)
 Payload = dict[str, Any]
 
 
@@ -149,7 +148,7 @@ async def device_socket(request: web.Request) -> web.StreamResponse:
                 await conversation.hold(DeviceTalk(services, device).answer)
             finally:
                 await services.device_sockets.leave(device)
-    _log.info("device socket closed", close_code=connection.close_code, request_id=request[REQUEST_ID])
+    socket[CLOSE_CODE] = connection.close_code or CloseCode.NORMAL
     return socket
 
 
