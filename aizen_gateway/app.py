@@ -36,6 +36,7 @@ from .services.instances import Instances
 from .services.portal_sockets import PortalSockets
 from .services.recovery import Recovery
 from .services.retention import Retention
+from .services.returns import Returns
 from .services.sessions import Sessions
 from .services.supabase import SupabaseVerifier
 from .services.sweep import Sweep
@@ -68,6 +69,7 @@ class Gateway:
     http: _Fetcher
     commands: Commands
     claiming: Claiming
+    returns: Returns
     delivery: Delivery
     devices: Devices
     system: System
@@ -117,8 +119,9 @@ def create_app(
     bus = Bus(store, settings.instance_id, timed=metrics.fanout_seconds.observe)
     attendance = Attendance(database, presence, dispatcher)
     heartbeats = Heartbeats(database, presence, attendance, settings.heartbeat_interval)
-    claiming = Claiming(database, queue, dispatcher, heartbeats, metrics)
-    delivery = Delivery(database, queue, sessions, dispatcher, bus, claiming, metrics)
+    returns = Returns(database, queue, dispatcher)
+    claiming = Claiming(database, queue, dispatcher, heartbeats, returns, metrics)
+    delivery = Delivery(database, queue, sessions, dispatcher, bus, claiming, returns, metrics)
     http = _Fetcher()
     verifier = SupabaseVerifier(settings.supabase_jwt_secret, settings.supabase_url, http.fetch)
     live = LiveSockets(socket_limits, ended=lambda code: metrics.sockets_closed.labels(str(code or 1006)).inc())
@@ -150,6 +153,7 @@ def create_app(
         http=http,
         commands=commands,
         claiming=claiming,
+        returns=returns,
         delivery=delivery,
         devices=devices,
         system=system,
@@ -219,6 +223,8 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
     await gateway.bus.stop()
     parts = (gateway.commands, gateway.claiming, gateway.delivery, gateway.devices, gateway.attendance)
     await asyncio.gather(*(part.close() for part in parts))
+    # After those whose callers may have given up.
+    await gateway.returns.close()
     for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
         with suppress(Exception):
             await asyncio.wait_for(flush(), 2.0)

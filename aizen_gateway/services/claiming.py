@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -22,6 +23,7 @@ from ..storage.rows import command_of
 from .dispatch import Dispatcher
 from .group_claims import GroupClaims, Wanted
 from .heartbeats import Heartbeats
+from .returns import Returns
 
 _SQL = queries.load("commands")
 # How often one claim looks again when the index offered what the truth refused; then it answers with what it has.
@@ -32,12 +34,19 @@ class Claiming:
     """Takes commands for a device."""
 
     def __init__(
-        self, database: Database, queue: Queue, dispatcher: Dispatcher, heartbeats: Heartbeats, metrics: Metrics
+        self,
+        database: Database,
+        queue: Queue,
+        dispatcher: Dispatcher,
+        heartbeats: Heartbeats,
+        returns: Returns,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._queue = queue
         self._dispatcher = dispatcher
         self._heartbeats = heartbeats
+        self._returns = returns
         self._metrics = metrics
         self._claims = GroupClaims(database)
 
@@ -58,31 +67,45 @@ class Claiming:
         return leased
 
     async def take(self, leased: Leased, visibility_ms: int, origin: Origin) -> Sequence[Command]:
-        """Confirm what the index leased, announce it, and mend the index where the truth differs."""
+        """Confirm what the index leased, announce it, and mend the index where the truth differs.
+
+        Whatever breaks it off, what has been confirmed by then is handed back.
+        """
         caller = leased.caller
-        now = from_ms(caller.now_ms)
         seed = secrets.new_claim_token()
-        tokens = [f"{seed}.{number}" for number in range(len(leased.ids))]
+        claims = {command_id: f"{seed}.{number}" for number, command_id in enumerate(leased.ids)}
         try:
-            rows = await self._claims.confirm(Wanted(caller, leased.ids, tokens, visibility_ms, origin))
-        except Unavailable:
-            with suppress(Unavailable):
-                await self._queue.give_back(caller.device_id, leased.ids)
+            wanted = Wanted(caller, leased.ids, tuple(claims.values()), visibility_ms, origin)
+            try:
+                rows = await self._claims.confirm(wanted)
+            except Unavailable:
+                # Nobody knows whether it was confirmed: the answer to a commit may have been lost.
+                self._returns.hand_back_soon(caller, claims, origin)
+                with suppress(Unavailable):
+                    await self._queue.give_back(caller.device_id, leased.ids)
+                raise
+            commands = [command_of(row) for row in rows]
+            self._count(commands, from_ms(caller.now_ms))
+            refused = claims.keys() - {command.id for command in commands}
+            if refused:
+                # What was claimed is handed out all the same; what could not be mended is refused again.
+                with suppress(Unavailable):
+                    await self._mend(caller, {command_id: claims[command_id] for command_id in refused}, origin)
+            await self._dispatcher.dispatch(
+                [
+                    Change("command", command, "claimed", origin.request_id, row["version"])
+                    for command, row in zip(commands, rows, strict=True)
+                ]
+            )
+        except asyncio.CancelledError:
+            self._returns.hand_back_soon(caller, claims, origin, after=self._claims.settled)
             raise
-        commands = [command_of(row) for row in rows]
-        self._count(commands, now)
-        refused = set(leased.ids) - {command.id for command in commands}
-        if refused:
-            # What was claimed is handed out all the same; what could not be mended is refused again.
-            with suppress(Unavailable):
-                await self._mend(caller, refused)
-        await self._dispatcher.dispatch(
-            [
-                Change("command", command, "claimed", origin.request_id, row["version"])
-                for command, row in zip(commands, rows, strict=True)
-            ]
-        )
         return commands
+
+    def give_up(self, caller: DeviceCaller, commands: Sequence[Command], origin: Origin) -> None:
+        """Have commands handed back that were claimed and that nobody is there to take."""
+        claims = {command.id: command.claim_token or "" for command in commands}
+        self._returns.hand_back_soon(caller, claims, origin)
 
     def _count(self, commands: Sequence[Command], now: datetime) -> None:
         self._metrics.claims.inc(len(commands))
@@ -92,13 +115,16 @@ class Claiming:
             else:
                 self._metrics.claim_seconds.observe((now - command.created_at).total_seconds())
 
-    async def _mend(self, caller: DeviceCaller, ids: set[UUID]) -> None:
+    async def _mend(self, caller: DeviceCaller, claims: Mapping[UUID, str], origin: Origin) -> None:
         """The index offered commands that the truth refused: make it say what they are."""
         now = from_ms(caller.now_ms)
-        rows = await self._database.fetch(_SQL["read_commands"], list(ids))
+        rows = await self._database.fetch(_SQL["read_commands"], list(claims))
         for row in rows:
             command = command_of(row)
-            if command.status in HELD and command.visible_until is not None and command.visible_until > now:
+            if command.status in HELD and command.claim_token == claims[command.id]:
+                # Confirmed after all: only the answer was lost.
+                self.give_up(caller, [command], origin)
+            elif command.status in HELD and command.visible_until is not None and command.visible_until > now:
                 await self._queue.hold(command)
             elif command.status is CommandStatus.QUEUED and command.device_uid == caller.uid and command.claim_by > now:
                 # Handed back since, or not confirmed for a reason that has passed: it waits again.
@@ -106,7 +132,7 @@ class Claiming:
             else:
                 # Ended, or about to be by the sweep, which puts back what may still be delivered.
                 await self._queue.settle(caller.device_id, command.id)
-        for gone in ids - {row["id"] for row in rows}:
+        for gone in claims.keys() - {row["id"] for row in rows}:
             await self._queue.settle(caller.device_id, gone)
 
     async def close(self) -> None:
@@ -165,6 +191,10 @@ class Claim:
                 if len(taken) == len(self._leased.ids):
                     break
                 counted = False
+        except asyncio.CancelledError:
+            if found:
+                self._claiming.give_up(self.caller, found, self._origin)
+            raise
         except GatewayError:
             # What was confirmed is the device's.
             if not found:

@@ -13,8 +13,8 @@ import structlog
 
 from ..domain import views
 from ..domain.clock import from_ms, rfc3339
-from ..domain.errors import CommandNotFound, GatewayError, Unavailable
-from ..domain.lifecycle import after_ms, due_at, is_stopped, moved
+from ..domain.errors import CommandNotFound, Unavailable
+from ..domain.lifecycle import after_ms, due_at, is_stopped
 from ..domain.records import Command
 from ..domain.reporting import Report, require_lease
 from ..domain.values import CommandStatus, DeviceCaller, Origin, ResultStatus
@@ -22,13 +22,14 @@ from ..metrics import Metrics
 from ..realtime.bus import Bus
 from ..storage import queries
 from ..storage.device_sessions import DeviceSessions
-from ..storage.postgres import Database, Transaction
+from ..storage.postgres import Database
 from ..storage.queue import Queue
 from ..storage.rows import command_of
 from .claiming import Claim, Claiming
 from .dispatch import Dispatcher
 from .group_results import GroupResults, Reported
-from .transitions import save_command
+from .returns import Returns
+from .transitions import lock_command_of_device
 
 _SQL = queries.load("commands")
 # Redis forgets a lease at its end, not before: look this many seconds later.
@@ -48,6 +49,7 @@ class Delivery:
         dispatcher: Dispatcher,
         bus: Bus,
         claiming: Claiming,
+        returns: Returns,
         metrics: Metrics,
     ) -> None:
         self._database = database
@@ -56,6 +58,7 @@ class Delivery:
         self._dispatcher = dispatcher
         self._bus = bus
         self._claiming = claiming
+        self._returns = returns
         self._metrics = metrics
         self._results = GroupResults(database)
         self._draining = False
@@ -91,7 +94,7 @@ class Delivery:
         if not commands and wait_ms > 0 and not self._draining:
             commands = await self._wait(claim, wait_ms / 1000, connected)
         if commands and not connected():
-            await self._undo(claim, commands, origin)
+            self._claiming.give_up(claim.caller, commands, origin)
             commands = []
         return {"commands": [views.claimed_view(command, claim.now) for command in commands]}
 
@@ -110,19 +113,6 @@ class Delivery:
                 if not connected():
                     return []
 
-    async def _undo(self, claim: Claim, commands: Sequence[Command], origin: Origin) -> None:
-        """Nobody is there to take the answer: hand the commands back, without counting a delivery."""
-        for command in commands:
-            try:
-                await self.hand_back(claim.caller, command, origin)
-            except GatewayError as error:
-                _log.warning("claim of a lost client stays leased", command_id=str(command.id), error_code=error.code)
-
-    async def hand_back(self, caller: DeviceCaller, command: Command, origin: Origin) -> None:
-        """Undo a claim that cannot have reached its device. Raises `Unavailable`, and as `extend` does."""
-        now = from_ms(await self._queue.now_ms())
-        await self._hand_back(caller, command.id, command.claim_token or "", now, origin)
-
     async def extend(
         self, caller: DeviceCaller, command_id: UUID, *, claim_token: str, extension_ms: int, origin: Origin
     ) -> dict[str, Any]:
@@ -132,7 +122,7 @@ class Delivery:
         """
         now = from_ms(caller.now_ms)
         async with self._database.transaction(now, origin) as transaction:
-            command = await _lock(transaction, caller, command_id)
+            command = await lock_command_of_device(transaction, caller, command_id)
             require_lease(command, claim_token, now)
             command = replace(command, visible_until=after_ms(now, extension_ms))
             command = replace(command, due_at=due_at(command))
@@ -188,30 +178,8 @@ class Delivery:
         self, caller: DeviceCaller, command_id: UUID, *, claim_token: str, origin: Origin
     ) -> dict[str, Any]:
         """Hand a command back unexecuted, without counting a delivery. Raises as `extend` does."""
-        await self._hand_back(caller, command_id, claim_token, from_ms(caller.now_ms), origin)
+        await self._returns.hand_back(caller, command_id, claim_token, from_ms(caller.now_ms), origin)
         return {"success": True}
-
-    async def _hand_back(
-        self, caller: DeviceCaller, command_id: UUID, claim_token: str, now: datetime, origin: Origin
-    ) -> None:
-        async with self._database.transaction(now, origin) as transaction:
-            command = await _lock(transaction, caller, command_id)
-            require_lease(command, claim_token, now)
-            if command.status is CommandStatus.CANCEL_REQUESTED:
-                after = moved(command, CommandStatus.CANCELED, completed_at=now)
-                await save_command(transaction, after, "command.canceled", caller.actor, {"released": True})
-            else:
-                after = moved(
-                    command,
-                    CommandStatus.QUEUED,
-                    attempt=command.attempt - 1,
-                    claim_token=None,
-                    claimed_at=None,
-                    visible_until=None,
-                    deadline_at=None,
-                )
-                await save_command(transaction, after, "command.released", caller.actor)
-        await self._dispatcher.dispatch(transaction.changes)
 
     async def to_stop(self, caller: DeviceCaller, ids: Sequence[UUID]) -> Sequence[Command]:
         """Those of `ids` that their device is to stop: canceled while it had them. Raises `Unavailable`."""
@@ -225,10 +193,3 @@ class Delivery:
         if row is None:
             raise CommandNotFound
         return {"command": views.device_command_view(command_of(row), from_ms(caller.now_ms))}
-
-
-async def _lock(transaction: Transaction, caller: DeviceCaller, command_id: UUID) -> Command:
-    row = await transaction.fetchrow(_SQL["lock_command_of_device"], command_id, caller.uid)
-    if row is None:
-        raise CommandNotFound
-    return command_of(row)

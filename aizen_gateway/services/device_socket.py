@@ -361,6 +361,6 @@ class DeviceSocket:
             return float("inf")
         return await self._ahead.fill()
 
-    async def give_back(self) -> None:
+    def give_back(self) -> None:
         """The socket has ended: hand back what was pushed just before and cannot have been taken."""
-        await self._ahead.give_back(self._heard_text_at)
+        self._ahead.give_back(self._heard_text_at)

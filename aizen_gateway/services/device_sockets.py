@@ -88,7 +88,7 @@ class DeviceSockets:
             finally:
                 self._unsaid[connection_id] = socket.device_id
             await self._say_ended(connection_id)
-            await socket.give_back()
+            socket.give_back()
         finally:
             self._bus.detach(socket.channel, socket)
 

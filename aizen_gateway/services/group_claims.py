@@ -77,6 +77,10 @@ class GroupClaims:
         async with self._database.unit() as connection:
             return list(await connection.fetch(statement, *columns(rows)))
 
+    async def settled(self) -> None:
+        """Wait until what is being confirmed now has been, or has not."""
+        await self._groups.settled()
+
     async def close(self) -> None:
         """Let what runs end."""
         await self._groups.close()

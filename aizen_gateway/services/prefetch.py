@@ -11,10 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from ..domain import views
-from ..domain.errors import GatewayError
 from ..domain.records import Command
 from ..domain.values import DeviceCaller, Origin
 from ..realtime.connection import Connection
@@ -25,8 +22,6 @@ from .delivery import Delivery
 
 # Seconds. What was pushed less than this before the end, and after which nothing came, was not taken.
 _TAKEN_AFTER = 5.0
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +146,17 @@ class Prefetch:
         self._told -= {command.id}
         self._connection.send(frame("command", view, command.request_id))
 
-    async def give_back(self, heard_text_at: float) -> None:
+    def give_back(self, heard_text_at: float) -> None:
         """The socket has ended: hand back what was pushed just before and cannot have been taken.
 
         `heard_text_at` is when something came from the device last (the loop's clock, seconds).
         """
         now = asyncio.get_running_loop().time()
-        for pushed in tuple(self._pushed.values()):
-            if now - pushed.sent_at >= _TAKEN_AFTER or heard_text_at >= pushed.sent_at:
-                continue
+        untaken = [
+            pushed.command
+            for pushed in self._pushed.values()
+            if now - pushed.sent_at < _TAKEN_AFTER and heard_text_at < pushed.sent_at
+        ]
+        if untaken:
             assert self._caller is not None
-            try:
-                await self._delivery.hand_back(self._caller, pushed.command, self._origin)
-            except GatewayError as error:
-                _log.info("pushed command stays leased", command_id=str(pushed.command.id), error_code=error.code)
+            self._claiming.give_up(self._caller, untaken, self._origin)

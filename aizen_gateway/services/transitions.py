@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
+from ..domain.errors import CommandNotFound
 from ..domain.lifecycle import HELD, moved
 from ..domain.records import Command, Session
-from ..domain.values import Actor, CommandStatus, SessionStatus
+from ..domain.values import Actor, CommandStatus, DeviceCaller, SessionStatus
 from ..storage import queries
 from ..storage.postgres import Transaction
 from ..storage.rows import command_of, session_of
 
 _COMMANDS = queries.load("commands")
 _SESSIONS = queries.load("sessions")
+
+
+async def lock_command_of_device(transaction: Transaction, caller: DeviceCaller, command_id: UUID) -> Command:
+    """A command of this life of a device, held until the transaction ends. Raises `CommandNotFound`."""
+    row = await transaction.fetchrow(_COMMANDS["lock_command_of_device"], command_id, caller.uid)
+    if row is None:
+        raise CommandNotFound
+    return command_of(row)
 
 
 async def save_command(

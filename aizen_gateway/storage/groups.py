@@ -89,6 +89,11 @@ class Groups(Generic[Item, Result]):
                 if not done.done():
                     done.set_result(result)
 
+    async def settled(self) -> None:
+        """Wait until the groups that run now have ended: what a caller who gave up may be part of."""
+        if self._running:
+            await asyncio.wait(tuple(self._running))
+
     async def close(self) -> None:
         """Let what runs or waits end, for a moment; then break it off. Whoever is left gets `Unavailable`."""
         loop = asyncio.get_running_loop()

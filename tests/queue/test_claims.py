@@ -315,9 +315,9 @@ async def test_an_empty_claim_is_one_round_trip_to_redis_and_no_sql(
         try:
             device = replace(device, bench=instance)
             assert await device.claim() == []
-            for options in ({"limit": 1}, {"limit": 10}):
+            for limit in (1, 10):
                 async with monitored(valkey) as commands:
-                    assert await device.claim(**options) == []
+                    assert await device.claim(limit=limit) == []
                 assert len(commands) == 1, commands
                 assert commands[0].startswith("EVALSHA")
         finally:

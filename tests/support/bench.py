@@ -4,7 +4,7 @@ index unless the test does it, and leases may be as short as a millisecond, whic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -45,6 +45,7 @@ class Bench:
         return cls(app[SERVICES], parts, customer_id, database_url, redis_url)
 
     async def close(self) -> None:
+        await self.parts.returns.close()
         await self.parts.verifier.aclose()
         await self.parts.http.close()
         await self.parts.store.close()
@@ -149,13 +150,15 @@ class BenchDevice:
         )
         self.token = answer["token"]
 
-    async def claim(self, *, limit: int = 1, visibility_ms: int = 300_000) -> Sequence[Any]:
+    async def claim(
+        self, *, limit: int = 1, visibility_ms: int = 300_000, connected: Callable[[], bool] = lambda: True
+    ) -> Sequence[Any]:
         answer = await self.bench.services.delivery.claim(
             self.token,
             limit=limit,
             visibility_timeout=visibility_ms,
             wait_ms=0,
-            connected=lambda: True,
+            connected=connected,
             origin=NOWHERE,
         )
         return list(answer["commands"])
