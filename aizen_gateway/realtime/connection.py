@@ -10,13 +10,13 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
 
 from .close_codes import CloseCode
 from .later import Cancellable, Timers
+from .reading import Reading
 from .wire import Wire
 
 _log = structlog.get_logger(__name__)
@@ -289,27 +289,3 @@ class Connection:
             return
         _log.info("peer fell silent", connection_id=str(self.id))
         self.abort()
-
-
-class Reading:
-    """What `Connection.reading` returns."""
-
-    __slots__ = ("_block", "_connection")
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._block = asyncio.timeout(None)
-
-    async def __aenter__(self) -> None:
-        await self._block.__aenter__()
-        self._connection.begin_reading(self._block)
-
-    async def __aexit__(self, *raised: Any) -> bool:
-        self._connection.end_reading()
-        try:
-            await self._block.__aexit__(*raised)
-        except TimeoutError:
-            if not self._connection.ending:
-                raise
-            return True
-        return False

@@ -6,7 +6,6 @@ Hints may be lost or read late, so what they say is checked against Redis whenev
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +19,8 @@ from ..domain.errors import Unauthenticated, Unavailable
 from ..domain.values import DeviceCaller, Origin
 from ..realtime.close_codes import CloseCode
 from ..realtime.connection import Connection
-from ..realtime.later import Cancellable, Timers
+from ..realtime.later import Timers
+from ..realtime.looks import Looks
 from ..storage.device_sessions import DeviceSessions, Ticket
 from ..storage.presence import Presence, PresenceChange, Standing
 from .attendance import Attendance
@@ -51,19 +51,16 @@ class SocketParts:
     timers: Timers
 
 
-class DeviceSocket:
+class DeviceSocket(Looks):
     """One device's socket. Handles the messages of the device's channel.
 
-    It works, as a task, only while something is due; in between there is a timer.
+    It looks at what is due whenever a hint says so, and now and then.
     """
 
     __slots__ = (
-        "_again",
         "_ahead",
-        "_begun",
         "_caller",
         "_change",
-        "_context",
         "_early",
         "_heard_text_at",
         "_leases",
@@ -76,8 +73,6 @@ class DeviceSocket:
         "_settling",
         "_sure_until",
         "_ticket",
-        "_timer",
-        "_work",
         "connection",
         "origin",
         "token",
@@ -92,6 +87,7 @@ class DeviceSocket:
         options: SocketOptions,
         origin: Origin,
     ) -> None:
+        super().__init__(parts.timers)
         self.connection = connection
         self.token = token
         self.origin = origin
@@ -106,11 +102,6 @@ class DeviceSocket:
         self._heard_text_at = float("-inf")
         self._session_ends = 0.0
         self._loop = asyncio.get_running_loop()
-        # Hints come from elsewhere; what is done about them is logged as this socket's.
-        self._context = contextvars.copy_context()
-        self._work: asyncio.Task[None] | None = None
-        self._begun = self._again = False
-        self._timer: Cancellable | None = None
         # After the first look, or at the end: what the device says is done after it was announced.
         self._settled = False
         self._settling: asyncio.Event | None = None
@@ -150,7 +141,7 @@ class DeviceSocket:
 
     def message(self, data: str) -> None:
         """A hint from whichever instance."""
-        if self._begun:
+        if self._looking:
             self._hear(data)
         elif self._early is not None:
             self._early.append(data)
@@ -187,15 +178,15 @@ class DeviceSocket:
         elif rest and self._ahead.has(UUID(rest)):
             # It waits again; or it did, when this was sent, and has been pushed since.
             self._doubt()
-        self._look()
+        self._look_now()
 
     def gap(self) -> None:
         """Hints may have been missed: look at everything anew."""
-        if not self._begun:
+        if not self._looking:
             self._early = None
             return
         self._doubt()
-        self._look()
+        self._look_now()
 
     def _doubt(self) -> None:
         self._sure_until = float("-inf")
@@ -204,23 +195,25 @@ class DeviceSocket:
     def forget(self, command_id: UUID, claim_token: str) -> None:
         """The device is done with a command as it was pushed: there is room for another."""
         if self._ahead.forget(command_id, claim_token):
-            self._look()
+            self._look_now()
 
     def begin(self) -> None:
         """The device has been greeted: begin to push, until the socket ends."""
-        self._begun = True
+        if self.connection.ending:
+            return
+        self._begin_looking()
         early, self._early = self._early, None
         if early is None:
             self._doubt()
         for hint in early or ():
             self._hear(hint)
-        if self._work is None and self._is_at_rest():
-            # As most devices that come back: for these a task would be half of the work.
-            self._leases, self._nothing_waits = None, False
-            self._settle()
-            self._look_after(self._next_look() - self._loop.time())
-        else:
-            self._look()
+        if self._due or not self._is_at_rest():
+            self._look_now()
+            return
+        # As most devices that come back: for these a task would be half of the work.
+        self._leases, self._nothing_waits = None, False
+        self._settle()
+        self._look_after(self._next_look() - self._loop.time())
 
     def _is_at_rest(self) -> bool:
         """Whether taking the device over has told that there is nothing to do but to wait."""
@@ -231,33 +224,14 @@ class DeviceSocket:
         """When to look whatever happens, by the loop's clock."""
         return min(self._session_ends, self._sure_until)
 
-    def _look_after(self, seconds: float) -> None:
-        if not self.connection.ending:
-            self._timer = self._parts.timers.call_later(max(0.0, seconds), self._look)
-
-    def _look(self) -> None:
-        """Have a look at what is due: now, or once more after the look that is under way."""
-        if not self._begun or self.connection.ending:
-            return
-        self._again = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._work is None:
-            self._work = self._loop.create_task(self._look_on(), context=self._context)
-
     def _ended(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._end_looking()
         self._settle()
 
     async def stopped(self) -> None:
         """Begin nothing more, and wait until what is under way is done."""
-        self._begun = False
         self._ended()
-        if self._work is not None:
-            await asyncio.wait({self._work})
+        await self._looked()
 
     async def settled(self) -> None:
         """Wait until the device has been announced, or the socket ends."""
@@ -272,30 +246,19 @@ class DeviceSocket:
             self._settling.set()
             self._settling = None
 
-    async def _look_on(self) -> None:
-        """Do what is due until nothing is, and set the timer for what will be."""
-        wait = 0.0
+    async def _look(self) -> float:
         try:
-            while self._again and self._begun and not self.connection.ending:
-                self._again = False
-                wait = await self._look_once()
+            return await self._step()
+        except Unavailable:
+            return _RETRY * random.uniform(0.5, 1.5)
         except Unauthenticated:
             await self.signed_out()
         except Exception:
             _log.exception("socket failed", connection_id=str(self.connection.id))
             self.connection.end(CloseCode.INTERNAL_ERROR, "internal error")
         finally:
-            self._work = None
-        if self._begun:
-            self._look_after(wait)
-
-    async def _look_once(self) -> float:
-        try:
-            return await self._step()
-        except Unavailable:
-            return _RETRY * random.uniform(0.5, 1.5)
-        finally:
             self._settle()
+        return float("inf")
 
     async def signed_out(self) -> None:
         """The socket's session is gone: close, with the code that tells whether a new one can be had."""
