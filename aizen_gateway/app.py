@@ -223,9 +223,11 @@ async def _live(app: web.Application) -> AsyncIterator[None]:
     await gateway.bus.stop()
     parts = (gateway.commands, gateway.claiming, gateway.delivery, gateway.devices, gateway.attendance)
     await asyncio.gather(*(part.close() for part in parts))
-    # After those whose callers may have given up.
+    with suppress(Exception):
+        await asyncio.wait_for(gateway.instances.leave(), 2.0)
+    # After all whose callers, or sockets, may leave a claim to nobody.
     await gateway.returns.close()
-    for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done, gateway.instances.leave):
+    for flush in (gateway.heartbeats.flush, gateway.dispatcher.clear_done):
         with suppress(Exception):
             await asyncio.wait_for(flush(), 2.0)
     await gateway.verifier.aclose()

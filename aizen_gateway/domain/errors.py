@@ -271,3 +271,7 @@ class Unavailable(GatewayError):
         retry_after: int | None = 2,
     ) -> None:
         super().__init__(message, details=details, retry_after=retry_after)
+
+
+class InDoubt(Unavailable):
+    """503: the answer to a commit was lost, and nobody knows whether it has been done."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
 from ..domain import secrets
 from ..domain.clock import from_ms, to_ms
-from ..domain.errors import GatewayError, Unavailable
-from ..domain.lifecycle import HELD
+from ..domain.errors import GatewayError, InDoubt, Unavailable
+from ..domain.lifecycle import HELD, after_ms
 from ..domain.records import Command
 from ..domain.values import CommandStatus, DeviceCaller, Origin
 from ..logs import bind_context
@@ -21,9 +21,9 @@ from ..storage.postgres import Change, Database
 from ..storage.queue import Leased, Queue
 from ..storage.rows import command_of
 from .dispatch import Dispatcher
-from .group_claims import GroupClaims, Wanted
+from .group_claims import Confirmed, GroupClaims, Wanted
 from .heartbeats import Heartbeats
-from .returns import Returns
+from .returns import Lost, Returns
 
 _SQL = queries.load("commands")
 # How often one claim looks again when the index offered what the truth refused; then it answers with what it has.
@@ -72,40 +72,59 @@ class Claiming:
         Whatever breaks it off, what has been confirmed by then is handed back.
         """
         caller = leased.caller
+        now = from_ms(caller.now_ms)
         seed = secrets.new_claim_token()
-        claims = {command_id: f"{seed}.{number}" for number, command_id in enumerate(leased.ids)}
+        claims = [
+            Lost(caller, command_id, f"{seed}.{number}", after_ms(now, visibility_ms), origin)
+            for number, command_id in enumerate(leased.ids)
+        ]
         try:
-            wanted = Wanted(caller, leased.ids, tuple(claims.values()), visibility_ms, origin)
-            try:
-                rows = await self._claims.confirm(wanted)
-            except Unavailable:
-                # Nobody knows whether it was confirmed: the answer to a commit may have been lost.
-                self._returns.hand_back_soon(caller, claims, origin)
-                with suppress(Unavailable):
-                    await self._queue.give_back(caller.device_id, leased.ids)
-                raise
-            commands = [command_of(row) for row in rows]
-            self._count(commands, from_ms(caller.now_ms))
-            refused = claims.keys() - {command.id for command in commands}
-            if refused:
-                # What was claimed is handed out all the same; what could not be mended is refused again.
-                with suppress(Unavailable):
-                    await self._mend(caller, {command_id: claims[command_id] for command_id in refused}, origin)
-            await self._dispatcher.dispatch(
-                [
-                    Change("command", command, "claimed", origin.request_id, row["version"])
-                    for command, row in zip(commands, rows, strict=True)
-                ]
+            confirmed = await self._claims.confirm(
+                Wanted(caller, leased.ids, [claim.claim_token for claim in claims], visibility_ms, origin)
             )
-        except asyncio.CancelledError:
-            self._returns.hand_back_soon(caller, claims, origin, after=self._claims.settled)
+        except InDoubt:
+            # Not offered to others before that is known: the lease in the index is a short one.
+            self._returns.give_up(claims)
             raise
+        except Unavailable:
+            with suppress(Unavailable):
+                await self._queue.give_back(caller.device_id, leased.ids)
+            raise
+        except BaseException:
+            self._returns.give_up(claims, self._claims.settled)
+            raise
+        try:
+            return await self._taken(caller, confirmed, claims, origin)
+        except BaseException:
+            self._returns.give_up(claims)
+            raise
+
+    async def _taken(
+        self, caller: DeviceCaller, confirmed: Confirmed, claims: Sequence[Lost], origin: Origin
+    ) -> Sequence[Command]:
+        """What was confirmed, of all that was offered, is told and counted."""
+        rows = confirmed.rows
+        commands = [command_of(row) for row in rows]
+        self._count(commands, from_ms(caller.now_ms))
+        ids = {command.id for command in commands}
+        refused = [claim for claim in claims if claim.command_id not in ids]
+        if confirmed.in_doubt:
+            self._returns.give_up(refused)
+        elif refused:
+            # What was claimed is handed out all the same; what could not be mended is refused again.
+            with suppress(Unavailable):
+                await self._mend(caller, {claim.command_id for claim in refused})
+        await self._dispatcher.dispatch(
+            [
+                Change("command", command, "claimed", origin.request_id, row["version"])
+                for command, row in zip(commands, rows, strict=True)
+            ]
+        )
         return commands
 
     def give_up(self, caller: DeviceCaller, commands: Sequence[Command], origin: Origin) -> None:
         """Have commands handed back that were claimed and that nobody is there to take."""
-        claims = {command.id: command.claim_token or "" for command in commands}
-        self._returns.hand_back_soon(caller, claims, origin)
+        self._returns.give_up([Lost.of(caller, command, origin) for command in commands])
 
     def _count(self, commands: Sequence[Command], now: datetime) -> None:
         self._metrics.claims.inc(len(commands))
@@ -115,25 +134,32 @@ class Claiming:
             else:
                 self._metrics.claim_seconds.observe((now - command.created_at).total_seconds())
 
-    async def _mend(self, caller: DeviceCaller, claims: Mapping[UUID, str], origin: Origin) -> None:
+    async def _mend(self, caller: DeviceCaller, ids: AbstractSet[UUID]) -> None:
         """The index offered commands that the truth refused: make it say what they are."""
+        held = await self._mend_once(caller, ids)
+        if held:
+            # Handed back meanwhile, one would be held here alone, until its lease had ended.
+            await self._mend_once(caller, held)
+
+    async def _mend_once(self, caller: DeviceCaller, ids: AbstractSet[UUID]) -> AbstractSet[UUID]:
+        """Return the commands that somebody has."""
         now = from_ms(caller.now_ms)
-        rows = await self._database.fetch(_SQL["read_commands"], list(claims))
+        rows = await self._database.fetch(_SQL["read_commands"], list(ids))
+        held: set[UUID] = set()
         for row in rows:
             command = command_of(row)
-            if command.status in HELD and command.claim_token == claims[command.id]:
-                # Confirmed after all: only the answer was lost.
-                self.give_up(caller, [command], origin)
-            elif command.status in HELD and command.visible_until is not None and command.visible_until > now:
+            if command.status in HELD and command.visible_until is not None and command.visible_until > now:
                 await self._queue.hold(command)
+                held.add(command.id)
             elif command.status is CommandStatus.QUEUED and command.device_uid == caller.uid and command.claim_by > now:
                 # Handed back since, or not confirmed for a reason that has passed: it waits again.
                 await self._queue.enqueue(command)
             else:
                 # Ended, or about to be by the sweep, which puts back what may still be delivered.
                 await self._queue.settle(caller.device_id, command.id)
-        for gone in claims.keys() - {row["id"] for row in rows}:
+        for gone in ids - {row["id"] for row in rows}:
             await self._queue.settle(caller.device_id, gone)
+        return held
 
     async def close(self) -> None:
         """Let what runs end."""
@@ -191,12 +217,11 @@ class Claim:
                 if len(taken) == len(self._leased.ids):
                     break
                 counted = False
-        except asyncio.CancelledError:
-            if found:
-                self._claiming.give_up(self.caller, found, self._origin)
-            raise
         except GatewayError:
             # What was confirmed is the device's.
             if not found:
                 raise
+        except BaseException:
+            self._claiming.give_up(self.caller, found, self._origin)
+            raise
         return found

@@ -178,7 +178,7 @@ class Delivery:
         self, caller: DeviceCaller, command_id: UUID, *, claim_token: str, origin: Origin
     ) -> dict[str, Any]:
         """Hand a command back unexecuted, without counting a delivery. Raises as `extend` does."""
-        await self._returns.hand_back(caller, command_id, claim_token, from_ms(caller.now_ms), origin)
+        await self._returns.release(caller, command_id, claim_token, from_ms(caller.now_ms), origin)
         return {"success": True}
 
     async def to_stop(self, caller: DeviceCaller, ids: Sequence[UUID]) -> Sequence[Command]:

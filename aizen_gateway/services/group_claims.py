@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ..domain.clock import from_ms
-from ..domain.errors import Unavailable
+from ..domain.errors import InDoubt, Unavailable
 from ..domain.lifecycle import after_ms
 from ..domain.values import DeviceCaller, Origin
 from ..storage import queries
@@ -33,6 +33,13 @@ class Wanted:
     origin: Origin
 
 
+class Confirmed(NamedTuple):
+    """What was confirmed, in the order in which it was wanted; `in_doubt` when nobody knows whether the rest was."""
+
+    rows: Rows
+    in_doubt: bool
+
+
 class GroupClaims:
     """Confirms claims in the truth."""
 
@@ -40,12 +47,13 @@ class GroupClaims:
         self._database = database
         self._groups: Groups[Wanted, Rows] = Groups(self._confirm_together)
 
-    async def confirm(self, wanted: Wanted) -> Rows:
-        """The commands that the truth lets the device have, as rows, in the order in which they are wanted.
+    async def confirm(self, wanted: Wanted) -> Confirmed:
+        """The commands that the truth lets the device have.
 
-        Raises `Unavailable`; then it has none.
+        Raises `Unavailable`; then it has none, unless that is `InDoubt`.
         """
         rows = await self._groups.do(wanted) or []
+        in_doubt = False
         left = set(wanted.ids) - {row["id"] for row in rows}
         if left:
             chosen = [place for place, command_id in enumerate(wanted.ids) if command_id in left]
@@ -58,13 +66,14 @@ class GroupClaims:
             )
             try:
                 rows = [*rows, *await self._run(_SQL["confirm_claims"], [alone])]
-            except Unavailable:
+            except Unavailable as error:
                 # What was confirmed already is the device's, whatever happens to the rest.
                 if not rows:
                     raise
+                in_doubt = isinstance(error, InDoubt)
             order = {command_id: place for place, command_id in enumerate(wanted.ids)}
             rows = sorted(rows, key=lambda row: order[row["id"]])
-        return rows
+        return Confirmed(rows, in_doubt)
 
     async def _confirm_together(self, group: Sequence[Wanted]) -> Sequence[Rows | None]:
         rows = await self._run(_AT_HAND, group)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import asyncpg
 import orjson
 
-from ..domain.errors import Unavailable
+from ..domain.errors import InDoubt, Unavailable
 from ..domain.values import Origin
 from .pool import Connection, Pool, PostgresOptions
 from .transaction import Change, Transaction, columns
@@ -34,7 +34,8 @@ _AWAY = (
 # A plan that was made while a table was small is kept until the table is analyzed, which may be a minute later: one
 # that reads all of it by then takes a thousand times as long. Whatever is asked here has an index. Nor by a bitmap,
 # which unlike a look through the index itself never finds out which of its entries are dead.
-BY_INDEX = "set enable_seqscan = off; set enable_mergejoin = off; set enable_bitmapscan = off"
+# Compiled plans are for statements that read much: here they would cost a tenth of a second, and save nothing.
+BY_INDEX = "set enable_seqscan = off; set enable_mergejoin = off; set enable_bitmapscan = off; set jit = off"
 # After these nobody knows what the server is still doing for the connection.
 _ABANDONED = (TimeoutError, asyncio.CancelledError, GeneratorExit)
 
@@ -81,7 +82,7 @@ class Database:
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[Connection]:
-        """A connection inside a transaction; on any error nothing is done. Raises `Unavailable`."""
+        """A connection inside a transaction; on any error but `InDoubt` nothing is done. Raises `Unavailable`."""
         async with self.connection() as connection:
             # Not the driver's own block, which waits for a silent server once more before it ends.
             await connection.execute("begin")
@@ -94,7 +95,10 @@ class Database:
                 with suppress(*_AWAY):
                     await connection.execute("rollback")
                 raise
-            await connection.execute("commit")
+            try:
+                await connection.execute("commit")
+            except _AWAY as error:
+                raise InDoubt("The database is not reachable.") from error
 
     @asynccontextmanager
     async def transaction(self, now: datetime, origin: Origin) -> AsyncIterator[Transaction]:

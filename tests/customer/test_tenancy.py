@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from aizen_gateway.storage.postgres import Database
 from tests.support.clients import API, Client, CustomerClient, DeviceClient, World, expect
 
 CUSTOMER = f"{API}/customer"
@@ -102,6 +103,21 @@ async def test_every_call_about_anothers_things_is_answered_as_about_nothing_and
             assert found[0] == (200 if "?deviceId=" in path else 404 if stranger is world.owner else found[0])
             assert found[0] in (200, 403, 404)
     assert await state_of(other, theirs) == before
+
+
+async def test_a_call_about_anothers_things_does_not_even_wait_for_who_works_on_them(
+    world: World, database: Database
+) -> None:
+    other = await world.another()
+    theirs, _, _ = await lived_in(other, "theirs-1")
+    async with database.unit() as connection:
+        await connection.execute("select 1 from aizen.devices for update")
+        await connection.execute("select 1 from aizen.sessions for update")
+        await connection.execute("select 1 from aizen.commands for update")
+        pairs = zip(customer_calls(theirs), customer_calls(Ids.of_nothing()), strict=True)
+        for (method, path, body), (_, nowhere, about_nothing) in pairs:
+            found = await answered(world.owner, method, path, body)
+            assert found == await answered(world.owner, method, nowhere, about_nothing), (method, path)
 
 
 async def test_a_command_of_another_session_is_answered_as_none_even_under_a_session_of_ones_own(world: World) -> None:

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 import asyncpg
 import pytest
 
-from aizen_gateway.domain.errors import Unavailable
+from aizen_gateway.domain.errors import InvalidClaimToken, Unavailable
+from aizen_gateway.domain.values import NOWHERE
+from aizen_gateway.storage.device_sessions import DeviceSessions, SessionRules
+from aizen_gateway.storage.queue import Queue
 from tests.support.bench import Bench, BenchDevice
 from tests.support.proxy import Wire
 from tests.support.waiting import eventually
@@ -20,11 +24,15 @@ _GATE = 4711
 _WAIT_AT_COMMIT = f"""
 create function wait_at_the_gate() returns trigger language plpgsql as
 $$ begin perform pg_advisory_xact_lock_shared({_GATE}); return null; end $$;
-create constraint trigger waits after update on aizen.commands deferrable initially deferred
-for each row when (new.status = 'claimed' and old.status = 'queued') execute function wait_at_the_gate()
+create constraint trigger waits after update on aizen.commands
+deferrable initially deferred for each row
+when (new.status = 'claimed' and old.status = 'queued' and new.reason = 'gate') execute function wait_at_the_gate()
 """
 _WAITING = """select count(*) from pg_stat_activity
               where datname = current_database() and wait_event = 'advisory' and query = 'commit'"""
+
+_HELD_UP = """select count(*) from pg_stat_activity
+              where datname = current_database() and wait_event_type = 'Lock' and query like '%lease_end%'"""
 
 
 @asynccontextmanager
@@ -41,16 +49,26 @@ async def _commits_wait(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+@asynccontextmanager
+async def _line(url: str) -> AsyncIterator[tuple[Wire, str]]:
+    """A line to a server that can be broken, and the server's URL by way of it."""
+    parts = urlsplit(url)
+    assert parts.port is not None
+    async with Wire.to(parts.port) as wire:
+        yield wire, urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{wire.port}")))
+
+
 async def _commits(connection: asyncpg.Connection) -> None:
     await eventually(lambda: connection.fetchval(_WAITING), lambda count: count == 1)
 
 
 async def _waits_again(connection: asyncpg.Connection, device: BenchDevice) -> None:
     """The command has been handed back, no delivery is counted, and the device gets it."""
-    status = "select status || ' ' || attempt from aizen.commands"
-    await eventually(lambda: connection.fetchval(status), lambda found: found == "queued 0")
-    actions = [row["action"] for row in await connection.fetch("select action from aizen.audit order by id")]
-    assert actions[-2:] == ["command.claimed", "command.released"]
+    last = "select action || ' by ' || actor_type from aizen.audit order by id desc limit 2"
+    told = await eventually(
+        lambda: connection.fetch(last), lambda rows: rows[0]["?column?"] == "command.released by gateway"
+    )
+    assert told[1]["?column?"] == "command.claimed by device"
     (claimed,) = await eventually(device.claim, lambda commands: len(commands) == 1)
     assert claimed["attempt"] == 1
     assert (await device.report(claimed))["status"] == "succeeded"
@@ -58,7 +76,7 @@ async def _waits_again(connection: asyncpg.Connection, device: BenchDevice) -> N
 
 async def test_a_claim_that_is_broken_off_while_it_commits_is_handed_back(bench: Bench) -> None:
     device = await bench.device("lost-broken-off")
-    await bench.submit(await bench.open_session(device.device_id))
+    await bench.submit(await bench.open_session(device.device_id), reason="gate")
     async with _commits_wait(bench.database_url) as connection:
         claim = asyncio.create_task(device.claim())
         await _commits(connection)
@@ -71,12 +89,9 @@ async def test_a_claim_that_is_broken_off_while_it_commits_is_handed_back(bench:
 
 async def test_a_claim_whose_commit_is_not_answered_is_handed_back(bench: Bench, redis_url: str) -> None:
     device = await bench.device("lost-answer")
-    await bench.submit(await bench.open_session(device.device_id))
-    url = urlsplit(bench.database_url)
-    assert url.port is not None
-    async with Wire.to(url.port) as wire, _commits_wait(bench.database_url) as connection:
-        through = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{wire.port}")))
-        elsewhere = await Bench.open(through, redis_url, bench.customer_id)
+    await bench.submit(await bench.open_session(device.device_id), reason="gate")
+    async with _line(bench.database_url) as (wire, url), _commits_wait(bench.database_url) as connection:
+        elsewhere = await Bench.open(url, redis_url, bench.customer_id)
         device.bench = elsewhere
         claim = asyncio.create_task(device.claim())
         await _commits(connection)
@@ -86,3 +101,82 @@ async def test_a_claim_whose_commit_is_not_answered_is_handed_back(bench: Bench,
         await connection.execute("select pg_advisory_unlock_all()")
         await _waits_again(connection, device)
         await elsewhere.close()
+
+
+async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(bench: Bench, redis_url: str) -> None:
+    device = await bench.device("lost-part")
+    session = await bench.open_session(device.device_id)
+    first, second = await bench.submit(session), await bench.submit(session, reason="gate")
+    async with _line(bench.database_url) as (wire, url), _commits_wait(bench.database_url) as connection:
+        elsewhere = await Bench.open(url, redis_url, bench.customer_id)
+        device.bench = elsewhere
+        holder = await asyncpg.connect(bench.database_url)
+        async with holder.transaction():
+            # Left out where several are confirmed together, and confirmed after it, alone.
+            await holder.execute("select 1 from aizen.commands where id = $1 for update", UUID(second["id"]))
+            claim = asyncio.create_task(device.claim(limit=2))
+            await eventually(lambda: connection.fetchval(_HELD_UP), lambda count: count == 1)
+        await holder.close()
+        await _commits(connection)
+        wire.reset()
+        assert [claimed["id"] for claimed in await claim] == [first["id"]]
+        await connection.execute("select pg_advisory_unlock_all()")
+        (claimed,) = await eventually(device.claim, lambda commands: len(commands) == 1)
+        assert (claimed["id"], claimed["attempt"]) == (second["id"], 1)
+        await elsewhere.close()
+
+
+async def test_a_claim_that_its_device_has_extended_is_not_handed_back(bench: Bench) -> None:
+    device = await bench.device("lost-not")
+    await bench.submit(await bench.open_session(device.device_id))
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE, pushed=True)
+    (command,) = await claim.attempt(counted=False)
+    claimed = {"id": str(command.id), "claimToken": command.claim_token}
+    await device.extend(claimed, 200_000)
+    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
+    await bench.parts.returns.close()
+    assert await device.claim() == []
+    assert (await device.report(claimed))["status"] == "succeeded"
+
+
+async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offered_again(
+    bench: Bench, redis_url: str
+) -> None:
+    device = await bench.device("lost-mended")
+    submitted = await bench.submit(await bench.open_session(device.device_id))
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
+    (command,) = await claim.attempt(counted=False)
+    store = bench.parts.store
+    queue = Queue(store, DeviceSessions(store, SessionRules(60, 60, 0)))
+    connection = await asyncpg.connect(bench.database_url)
+    async with _line(redis_url) as (wire, url):
+        elsewhere = await Bench.open(bench.database_url, url, bench.customer_id)
+        device.bench = elsewhere
+        # As the index is when a lease there was a short one.
+        await queue.give_back(device.device_id, [command.id])
+        async with connection.transaction():
+            await connection.execute("select 1 from aizen.commands for update")
+            other = asyncio.create_task(device.claim())
+            watcher = bench.parts.database
+            await eventually(lambda: watcher.fetchrow(_HELD_UP), lambda row: row["count"] == 1)
+            # What it tells the index comes late: after the hand-back.
+            wire.block()
+        await eventually(lambda: watcher.fetchrow(_HELD_UP), lambda row: row["count"] == 0)
+        bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
+        await bench.parts.returns.close()
+        wire.unblock()
+        found = await other or await eventually(device.claim, lambda commands: len(commands) == 1)
+        assert [(one["id"], one["attempt"]) for one in found] == [(submitted["id"], 1)]
+        await elsewhere.close()
+    await connection.close()
+
+
+async def test_a_device_that_comes_late_with_a_claim_that_was_handed_back_is_told(bench: Bench) -> None:
+    device = await bench.device("lost-late")
+    await bench.submit(await bench.open_session(device.device_id))
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
+    (command,) = await claim.attempt(counted=False)
+    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
+    await bench.parts.returns.close()
+    with pytest.raises(InvalidClaimToken):
+        await device.extend({"id": str(command.id), "claimToken": command.claim_token}, 1_000)

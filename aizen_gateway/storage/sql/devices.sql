@@ -14,13 +14,23 @@ returning *
 -- name: lock_device_by_id
 -- The living device of this id, whoever owns it, held until the transaction ends. Not held so that rows that refer
 -- to it have to wait: whoever adds a command holds its session, for which a suspension that holds the device waits.
-with found as materialized (select * from aizen.devices where id = $1 for no key update)
-select * from found where deleted_at is null
+with found as materialized (
+    select uid, deleted_at from aizen.devices where id = $1
+), held as materialized (
+    select * from aizen.devices where uid = (select uid from found where deleted_at is null) for no key update
+)
+select * from held where deleted_at is null
 
 -- name: lock_device
--- A customer's living device, held as by lock_device_by_id.
-with found as materialized (select * from aizen.devices where id = $1 for no key update)
-select * from found where customer_id = $2 and deleted_at is null
+-- A customer's living device, held as by lock_device_by_id. Another customer's is not even waited for.
+with found as materialized (
+    select uid, customer_id, deleted_at from aizen.devices where id = $1
+), held as materialized (
+    select * from aizen.devices
+    where uid = (select uid from found where customer_id = $2 and deleted_at is null)
+    for no key update
+)
+select * from held where deleted_at is null
 
 -- name: read_device
 with found as materialized (select * from aizen.devices where id = $1)
