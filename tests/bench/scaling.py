@@ -18,6 +18,8 @@ from .stage import Device, Server, Stage
 
 _CONNECTIONS = 16
 _FLAT = 1.10
+# So many devices keep two gateways busy.
+_CROWD = 128
 # Of what one gateway can do: there the processes are neither idle nor full.
 _PART = 0.5
 _CYCLE = next(path for path in PATHS if path.name == "cycle")
@@ -66,27 +68,31 @@ async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
     """Rows of the cost a command: one gateway and two, at the same load in all, and one with the half of it.
 
     With less to do at a time less is done together, in one gateway as in each of two: the row in between tells how much
-    that is.
+    that is. Once at a part of what one gateway can do, and once with as many devices as keep it busy all the time.
     """
-    devices = await stage.devices("spread", _CONNECTIONS)
+    devices = await stage.devices("spread", _CROWD)
     one, two = await stage.gateway("one"), await stage.gateway("two")
     try:
+        few = devices[:_CONNECTIONS]
         for server in (one, two):
-            full = await drive(server.port, _flows(stage, devices), plan.seconds, plan.warm_up)
-        rate = full.per_second * _PART
-        alone, half, both = [], [], []
-        for _ in range(plan.runs):
-            alone.append(await _run(stage, plan, [one], devices, rate))
-            half.append(await _run(stage, plan, [one], devices[::2], rate / 2))
-            both.append(await _run(stage, plan, [one, two], devices, rate))
+            full = await drive(server.port, _flows(stage, few), plan.seconds, plan.warm_up)
+        part = full.per_second * _PART
+        for path, title, crowd, rate in (
+            ("scale-gateways", "cost with gateways, the same load", few, part),
+            ("scale-full-gateways", "cost with gateways, as fast as they can", devices, 0.0),
+        ):
+            alone, half, both = [], [], []
+            for _ in range(plan.runs):
+                alone.append(await _run(stage, plan, [one], crowd, rate))
+                half.append(await _run(stage, plan, [one], crowd[::2], rate / 2))
+                both.append(await _run(stage, plan, [one, two], crowd, rate))
+            base = medians(alone)
+            yield _row(path, title, "1 gateway", 1, base, None)
+            yield _row(path, title, "half of it, 1 gateway", 0.5, medians(half), None)
+            yield _row(path, title, "2 gateways", 2, medians(both), base)
     finally:
         await one.end()
         await two.end()
-    base = medians(alone)
-    title = "cost with gateways, the same load"
-    yield _row("scale-gateways", title, "1 gateway", 1, base, None)
-    yield _row("scale-gateways", title, "half of it, 1 gateway", 0.5, medians(half), None)
-    yield _row("scale-gateways", title, "2 gateways", 2, medians(both), base)
 
 
 def _flows(stage: Stage, devices: Sequence[Device]) -> list[Flow]:
