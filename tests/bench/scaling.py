@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from aizen_gateway.storage.keys import DeviceKeys
 
@@ -30,38 +31,62 @@ _END_OPEN = """update aizen.commands set status = 'canceled', completed_at = now
 _REQUESTS = _CYCLE.per
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A gateway with databases of its own, and the devices at work there."""
+
+    stage: Stage
+    gateway: Server
+    devices: Sequence[Device]
+
+    @classmethod
+    @asynccontextmanager
+    async def built(cls, stage: Stage, plan: Plan) -> AsyncIterator[_Place]:
+        gateway = await stage.gateway()
+        try:
+            place = cls(stage, gateway, await stage.devices("scale", _CONNECTIONS))
+            # The first commands of a process find nothing compiled or cached.
+            await place.run(plan)
+            yield place
+        finally:
+            await gateway.end()
+
+    async def run(self, plan: Plan) -> Figures:
+        await _clear(self.stage, self.devices)
+        return await _run(self.stage, plan, [self.gateway], self.devices, 0.0)
+
+
 async def measure(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
     """Rows of the cost a command: with more and more devices, then with a longer and longer history too.
 
+    Each beside that of a gateway where there is next to nothing, by turns: no machine is as fast now as a minute ago.
     `stage` must be new: what others have left in it would be counted as well.
     """
-    gateway = await stage.gateway()
-    try:
-        devices = await stage.devices("scale", _CONNECTIONS)
-        # The first commands of a process find nothing compiled or cached.
-        await _runs(stage, replace(plan, runs=1), gateway, devices)
-        few = found = await _runs(stage, plan, gateway, devices)
+    async with stage.another() as other, _Place.built(stage, plan) as much, _Place.built(other, plan) as little:
+
+        async def row(path: str, title: str, load: str, amount: float) -> Row:
+            found: list[Figures] = []
+            beside: list[Figures] = []
+            for _ in range(plan.runs):
+                beside.append(await little.run(plan))
+                found.append(await much.run(plan))
+            return _row(path, title, load, amount, medians(found), medians(beside))
+
         path, title = "scale-devices", "cost with devices registered"
-        yield _row(path, title, f"{_CONNECTIONS} devices", _CONNECTIONS, few, None)
+        yield await row(path, title, f"{_CONNECTIONS} devices", _CONNECTIONS)
         registered = 0
         for count in plan.devices:
             async with stage.database() as database:
                 await register(database, stage.valkey, stage.customer_id, registered, count)
                 await keep_waiting(database, stage.customer_id, registered, count)
             registered = count
-            found = await _runs(stage, plan, gateway, devices)
-            yield _row(path, title, f"{count} devices", count, found, few)
-        path, title, few = "scale-history", "cost with finished commands", found
-        yield _row(path, title, "few commands", 0, few, None)
-        finished = 0
+            yield await row(path, title, f"{count} devices", count)
+        path, title, finished = "scale-history", "cost with finished commands", 0
         for count in plan.commands:
             async with stage.database() as database:
-                await finish(database, stage.customer_id, [device.id for device in devices], finished, count)
+                await finish(database, stage.customer_id, [device.id for device in much.devices], finished, count)
             finished = count
-            found = await _runs(stage, plan, gateway, devices)
-            yield _row(path, title, f"{count} commands", count, found, few)
-    finally:
-        await gateway.end()
+            yield await row(path, title, f"{count} commands", count)
 
 
 async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
@@ -83,6 +108,7 @@ async def measure_gateways(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
         ):
             alone, half, both = [], [], []
             for _ in range(plan.runs):
+                await _clear(stage, crowd)
                 alone.append(await _run(stage, plan, [one], crowd, rate))
                 half.append(await _run(stage, plan, [one], crowd[::2], rate / 2))
                 both.append(await _run(stage, plan, [one, two], crowd, rate))
@@ -99,16 +125,15 @@ def _flows(stage: Stage, devices: Sequence[Device]) -> list[Flow]:
     return [_CYCLE.flow(device, stage.jwt) for device in devices]
 
 
-async def _runs(stage: Stage, plan: Plan, server: Server, devices: Sequence[Device]) -> Figures:
+async def _clear(stage: Stage, devices: Sequence[Device]) -> None:
+    """End what earlier runs broke off, for a device can only have so many open commands; and what PostgreSQL would else
+    do by itself some time during the measurement."""
     async with stage.database() as database:
-        # What earlier runs broke off; a device can only have so many open commands.
         await database.execute(_END_OPEN, [device.id for device in devices])
-        # What PostgreSQL would else do by itself some time during the measurement.
         await database.execute("vacuum analyze")
         await database.execute("checkpoint")
     for device in devices:
         await stage.valkey.delete(*DeviceKeys.of(device.id).queue)
-    return medians([await _run(stage, plan, [server], devices, 0.0) for _ in range(plan.runs)])
 
 
 async def _run(
@@ -149,4 +174,4 @@ def _row(path: str, title: str, load: str, amount: float, figures: Figures, base
     if base is not None:
         names = {Figure.CPU: "x gateway CPU", Figure.VALKEY: "x Valkey CPU"}
         checks = [Check(name, figures[figure] / base[figure], _FLAT) for figure, name in names.items()]
-    return Row(path, title, load, amount, figures, None, tuple(checks))
+    return Row(path, title, load, amount, figures, base, tuple(checks))

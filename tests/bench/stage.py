@@ -93,18 +93,20 @@ class Stage:
     customer_id: UUID
     jwt: str
     cores: set[int]
+    _directory: Path
     _stack: AsyncExitStack
     _store: RedisStore
 
     @classmethod
     @asynccontextmanager
-    async def built(cls, directory: Path) -> AsyncIterator[Stage]:
-        """Inside, the databases run; their data are in `directory`."""
-        everything = os.sched_getaffinity(0)
+    async def built(cls, directory: Path, cores: set[int] | None = None) -> AsyncIterator[Stage]:
+        """Inside, the databases run, on `cores` or whatever there is; their data are in `directory`."""
+        everything = cores or os.sched_getaffinity(0)
+        before = os.sched_getaffinity(0)
         # What is started from here on inherits it; the servers under test are given theirs.
         os.sched_setaffinity(0, everything - {min(everything)} or everything)
         async with AsyncExitStack() as stack:
-            stack.callback(os.sched_setaffinity, 0, everything)
+            stack.callback(os.sched_setaffinity, 0, before)
             postgres = await EmbeddedPostgres.start(directory / "postgres", durable=False)
             stack.push_async_callback(postgres.stop)
             valkey = await EmbeddedValkey.start(directory / "valkey", durable=False)
@@ -124,11 +126,18 @@ class Stage:
                 customer_id=customer_id,
                 jwt=token_for(user_id, customer=str(customer_id), role="owner", ttl=86_400),
                 cores=everything,
+                _directory=directory,
                 _stack=stack,
                 _store=store,
             )
             async with stage.database() as database:
                 await database.execute("insert into aizen.customers (id, name) values ($1, 'Bench')", customer_id)
+            yield stage
+
+    @asynccontextmanager
+    async def another(self) -> AsyncIterator[Stage]:
+        """Inside, other databases run beside these, on the same cores."""
+        async with Stage.built(self._directory / "another", self.cores) as stage:
             yield stage
 
     @asynccontextmanager

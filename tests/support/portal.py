@@ -92,8 +92,9 @@ class Newsroom:
             number, taken = next(numbers), False
             while not taken:
                 with suppress(Unavailable):
-                    # Not taken twice either: what is known already is no news.
-                    await self._publish(number, ["device:d-1"], {}, version=1)
+                    # Not taken twice either: what is known already is no news. Versions rise, as the outbox's do: of
+                    # equal ones any might be forgotten first.
+                    await self._publish(number, ["device:d-1"], {}, version=number + 1)
                     taken = True
                 await asyncio.sleep(0)
 
