@@ -74,6 +74,10 @@ def _cost(rows: Sequence[Row], titles: Mapping[str, str], file: Path) -> Path:
             # There is no place for 0 on a scale of powers.
             points = [(max(1.0, row.amount), row.gateway[what]) for row in found]
             axis.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", label=server)
+            # What it was at the same time with next to nothing: the machine's own ups and downs are in both.
+            beside = [(max(1.0, row.amount), row.ceiling[what]) for row in found if row.ceiling is not None]
+            if len(beside) == len(found):
+                axis.plot(*zip(*beside, strict=True), "--", color=f"C{number}", alpha=0.6)
         axis.set(title=title, xlabel=found[-1].load.split()[-1], ylabel="CPU µs a command")
         if found[-1].amount > _MANY:
             axis.set_xscale("log")
