@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
+
+# Who runs the tests in the background has Ctrl-C and a closed terminal ignored, and so would whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The machine is shared: how long an example took says nothing.
 settings.register_profile("shared", deadline=None, max_examples=50)
