@@ -80,5 +80,8 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     # Its end is told once its output has come to an end: never, when we stopped reading it or somebody else holds it.
-    process._transport.close()  # type: ignore[attr-defined]
+    # The pipe alone: closing everything looks at the process too, and takes its status from whoever waits for it.
+    pipe = process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+    if pipe is not None:
+        pipe.close()
     await process.wait()
