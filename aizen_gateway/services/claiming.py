@@ -11,7 +11,7 @@ from uuid import UUID
 from ..domain import secrets
 from ..domain.clock import from_ms, to_ms
 from ..domain.errors import GatewayError, InDoubt, Unavailable
-from ..domain.lifecycle import HELD, after_ms
+from ..domain.lifecycle import HELD
 from ..domain.records import Command
 from ..domain.values import CommandStatus, DeviceCaller, Origin
 from ..logs import bind_context
@@ -71,52 +71,43 @@ class Claiming:
 
         Whatever breaks it off, what has been confirmed by then is handed back.
         """
-        caller = leased.caller
-        now = from_ms(caller.now_ms)
         seed = secrets.new_claim_token()
-        claims = [
-            Lost(caller, command_id, f"{seed}.{number}", after_ms(now, visibility_ms), origin)
-            for number, command_id in enumerate(leased.ids)
-        ]
+        tokens = [f"{seed}.{number}" for number in range(len(leased.ids))]
+        wanted = Wanted(leased.caller, leased.ids, tokens, visibility_ms, origin)
         try:
-            confirmed = await self._claims.confirm(
-                Wanted(caller, leased.ids, [claim.claim_token for claim in claims], visibility_ms, origin)
-            )
+            confirmed = await self._claims.confirm(wanted)
         except InDoubt:
             # Not offered to others before that is known: the lease in the index is a short one.
-            self._returns.give_up(claims)
+            self._returns.give_up(_claims(wanted))
             raise
         except Unavailable:
             with suppress(Unavailable):
-                await self._queue.give_back(caller.device_id, leased.ids)
+                await self._queue.give_back(leased.caller.device_id, leased.ids)
             raise
         except BaseException:
-            self._returns.give_up(claims, self._claims.settled)
+            self._returns.give_up(_claims(wanted), self._claims.settled)
             raise
         try:
-            return await self._taken(caller, confirmed, claims, origin)
+            return await self._taken(wanted, confirmed)
         except BaseException:
-            self._returns.give_up(claims)
+            self._returns.give_up(_claims(wanted))
             raise
 
-    async def _taken(
-        self, caller: DeviceCaller, confirmed: Confirmed, claims: Sequence[Lost], origin: Origin
-    ) -> Sequence[Command]:
+    async def _taken(self, wanted: Wanted, confirmed: Confirmed) -> Sequence[Command]:
         """What was confirmed, of all that was offered, is told and counted."""
         rows = confirmed.rows
         commands = [command_of(row) for row in rows]
-        self._count(commands, from_ms(caller.now_ms))
-        ids = {command.id for command in commands}
-        refused = [claim for claim in claims if claim.command_id not in ids]
+        self._count(commands, wanted.now)
+        refused = set(wanted.ids) - {command.id for command in commands}
         if confirmed.in_doubt:
-            self._returns.give_up(refused)
+            self._returns.give_up([claim for claim in _claims(wanted) if claim.command_id in refused])
         elif refused:
             # What was claimed is handed out all the same; what could not be mended is refused again.
             with suppress(Unavailable):
-                await self._mend(caller, {claim.command_id for claim in refused})
+                await self._mend(wanted.caller, refused)
         await self._dispatcher.dispatch(
             [
-                Change("command", command, "claimed", origin.request_id, row["version"])
+                Change("command", command, "claimed", wanted.origin.request_id, row["version"])
                 for command, row in zip(commands, rows, strict=True)
             ]
         )
@@ -164,6 +155,14 @@ class Claiming:
     async def close(self) -> None:
         """Let what runs end."""
         await self._claims.close()
+
+
+def _claims(wanted: Wanted) -> list[Lost]:
+    """What is wanted, as claims that may have been confirmed for nobody."""
+    return [
+        Lost(wanted.caller, command_id, token, wanted.lease_end, wanted.origin)
+        for command_id, token in zip(wanted.ids, wanted.tokens, strict=True)
+    ]
 
 
 class Claim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -31,6 +32,14 @@ class Wanted:
     tokens: Sequence[str]
     visibility_ms: int
     origin: Origin
+
+    @property
+    def now(self) -> datetime:
+        return from_ms(self.caller.now_ms)
+
+    @property
+    def lease_end(self) -> datetime:
+        return after_ms(self.now, self.visibility_ms)
 
 
 class Confirmed(NamedTuple):
@@ -96,8 +105,7 @@ class GroupClaims:
 
 
 def _rows(wanted: Wanted) -> Iterator[tuple[Any, ...]]:
-    caller, origin, now = wanted.caller, wanted.origin, from_ms(wanted.caller.now_ms)
-    lease_end = after_ms(now, wanted.visibility_ms)
+    caller, origin, now, lease_end = wanted.caller, wanted.origin, wanted.now, wanted.lease_end
     for command_id, token in zip(wanted.ids, wanted.tokens, strict=True):
         yield (
             *(command_id, token, caller.uid, now, lease_end, caller.device_id),

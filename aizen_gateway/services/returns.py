@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -106,7 +107,8 @@ class Returns:
 
     def _begin_working(self) -> None:
         if len(self._workers) < _AT_ONCE:
-            worker = asyncio.create_task(self._work(), name="hand-back")
+            # In a context of its own: it hands back whatever comes, and not only what was given up just now.
+            worker = asyncio.create_task(self._work(), name="hand-back", context=Context())
             self._workers.add(worker)
             worker.add_done_callback(self._ended)
 
@@ -128,7 +130,7 @@ class Returns:
                 said = "claim that nobody has stays leased" if away else "nothing to hand back"
                 tell(said, command_id=str(claim.command_id), error_code=error.code, request_id=claim.origin.request_id)
             except Exception:
-                _log.exception("hand back failed", command_id=str(claim.command_id))
+                _log.exception("hand back failed", command_id=str(claim.command_id), request_id=claim.origin.request_id)
 
     async def _try(self, claim: Lost) -> None:
         """Hand one back as soon as that is possible. Raises as `release` does."""

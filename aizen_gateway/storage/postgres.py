@@ -104,8 +104,8 @@ class Database:
     async def transaction(self, now: datetime, origin: Origin) -> AsyncIterator[Transaction]:
         """A transaction at `now` (Redis's clock) on behalf of `origin`.
 
-        After it, `Transaction.changes` holds what must be dispatched. Raises `Unavailable`; on any error nothing is
-        done.
+        After it, `Transaction.changes` holds what must be dispatched. Raises `Unavailable`; on any error but `InDoubt`
+        nothing is done.
         """
         async with self.unit() as connection:
             transaction = Transaction(connection, now, origin)

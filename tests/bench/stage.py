@@ -101,8 +101,8 @@ class Stage:
     @asynccontextmanager
     async def built(cls, directory: Path, cores: set[int] | None = None) -> AsyncIterator[Stage]:
         """Inside, the databases run, on `cores` or whatever there is; their data are in `directory`."""
-        everything = cores or os.sched_getaffinity(0)
         before = os.sched_getaffinity(0)
+        everything = cores or before
         # What is started from here on inherits it; the servers under test are given theirs.
         os.sched_setaffinity(0, everything - {min(everything)} or everything)
         async with AsyncExitStack() as stack:

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientSession
 
@@ -114,8 +113,8 @@ class Stage:
             for number in range(GATEWAYS):
                 is_first, is_last = number == 0, number == GATEWAYS - 1
                 servers = {
-                    "DATABASE_URL": _through(postgres.url, postgres_wire.port) if is_first else postgres.url,
-                    "REDIS_URL": _through(valkey.url, valkey_wire.port) if is_first else valkey.url,
+                    "DATABASE_URL": postgres_wire.through(postgres.url) if is_first else postgres.url,
+                    "REDIS_URL": valkey_wire.through(valkey.url) if is_first else valkey.url,
                 }
                 gateway = _gateway(number + 1, {**servers, **(clock if is_last else {})})
                 stack.push_async_callback(gateway.kill)
@@ -161,11 +160,6 @@ def _errors(lines: Iterable[str]) -> list[str]:
             cause = entry.get("exception", "").strip().rpartition("\n")[2]
             found.append(" ".join(filter(None, (entry["event"], entry.get("part"), _ADDRESS.sub("0x", cause)))))
     return found
-
-
-def _through(url: str, port: int) -> str:
-    split = urlsplit(url)
-    return split._replace(netloc=f"{split.netloc.rpartition(':')[0]}:{port}").geturl()
 
 
 def _gateway(number: int, environment: Mapping[str, str]) -> Gateway:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -52,10 +52,10 @@ async def _commits_wait(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 @asynccontextmanager
 async def _line(url: str) -> AsyncIterator[tuple[Wire, str]]:
     """A line to a server that can be broken, and the server's URL by way of it."""
-    parts = urlsplit(url)
-    assert parts.port is not None
-    async with Wire.to(parts.port) as wire:
-        yield wire, urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{wire.port}")))
+    port = urlsplit(url).port
+    assert port is not None
+    async with Wire.to(port) as wire:
+        yield wire, wire.through(url)
 
 
 async def _commits(connection: asyncpg.Connection) -> None:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -144,6 +145,11 @@ class Wire:
             for task in wire._carrying:
                 task.cancel()
             await asyncio.gather(*wire._carrying, return_exceptions=True)
+
+    def through(self, url: str) -> str:
+        """The URL of the server, by way of this line."""
+        split = urlsplit(url)
+        return split._replace(netloc=f"{split.netloc.rpartition(':')[0]}:{self.port}").geturl()
 
     def reset(self) -> None:
         """Reset every connection there is, at both ends."""
