@@ -6,7 +6,7 @@ Everything is idempotent: the queue entry by command id, an event by the version
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import iscoroutine
 from typing import Any
@@ -163,9 +163,19 @@ class Dispatcher:
             return self._queue.hold(command)
         return _nothing()
 
-    async def index(self, command: Command) -> None:
-        """Put one command of the truth into the index, without announcing it."""
-        await self._index(command)
+    async def index(self, commands: Iterable[Command]) -> None:
+        """Put commands of the truth into the index, each device's in this order, without announcing them.
+
+        Raises `Unavailable`; then some are there.
+        """
+        of_device: dict[str, list[Command]] = {}
+        for command in commands:
+            of_device.setdefault(command.device_id, []).append(command)
+        await asyncio.gather(*map(self._index_in_order, of_device.values()))
+
+    async def _index_in_order(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            await self._index(command)
 
     async def not_indexed(self, commands: Sequence[Command]) -> list[UUID]:
         """Those of `commands` that the index does not know. Raises `Unavailable`."""

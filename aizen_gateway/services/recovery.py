@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 
@@ -68,11 +68,13 @@ class Recovery:
         return await self._store.call("GETEX", keys.epoch(tag), "PX", _EPOCH_TTL_MS) is not None
 
     async def fill(self) -> int:
-        """Make the index agree with every live command, page by page. Raises `Unavailable`."""
+        """Make the index agree with every live command, page by page. Raises `Unavailable`.
+
+        The most urgent come first: who claims meanwhile gets of its own what it would have got from the whole.
+        """
         count = 0
         async for page in self._live():
-            for command in page:
-                await self._dispatcher.index(command)
+            await self._dispatcher.index(page)
             count += len(page)
         return count
 
@@ -86,18 +88,17 @@ class Recovery:
         async for page in self._live():
             missing = await self._dispatcher.not_indexed(page)
             rows = await self._database.fetch(_COMMANDS["read_commands"], missing) if missing else []
-            for command in map(command_of, rows):
-                if command.status in _LIVE:
-                    await self._dispatcher.index(command)
-                    count += 1
+            live = [command for command in map(command_of, rows) if command.status in _LIVE]
+            await self._dispatcher.index(sorted(live, key=_urgency))
+            count += len(live)
         return count
 
     async def _live(self) -> AsyncIterator[Sequence[Command]]:
-        """Page by page the commands that must be in the index."""
-        last: UUID | None = None
-        while rows := await self._database.fetch(_COMMANDS["live_commands"], last, _PAGE):
-            yield [command_of(row) for row in rows]
-            last = rows[-1]["id"]
+        """Page by page the commands that must be in the index, the most urgent first."""
+        last = (0, 0)
+        while rows := await self._database.fetch(_COMMANDS["live_commands"], *last, _PAGE):
+            yield (page := [command_of(row) for row in rows])
+            last = _urgency(page[-1])
 
     async def audit(self) -> None:
         """Put back what a failover may have dropped: soon after one is noticed, and now and then, one instance for all.
@@ -121,3 +122,8 @@ class Recovery:
             except Unavailable as error:
                 _log.warning("recovery waits", reason=error.message)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _urgency(command: Command) -> tuple[int, int]:
+    """Of two commands of a device, the one that comes first has the lower."""
+    return command.priority, command.place or 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from uuid import UUID
 
+import pytest
+from redis.asyncio import Redis
+
+from aizen_gateway.services import recovery
 from aizen_gateway.storage.keys import DeviceKeys
 from tests.support.bench import Bench
 
@@ -19,6 +24,34 @@ async def test_what_the_index_has_lost_is_put_back(bench: Bench) -> None:
     assert await bench.parts.recovery.put_back() == 2
     assert [claimed["id"] for claimed in await device.claim(limit=3)] == [command["id"] for command in commands]
     assert await bench.parts.recovery.put_back() == 0
+
+
+@pytest.mark.parametrize("way", ["fill", "put_back"])
+async def test_what_comes_back_comes_back_in_the_order_in_which_it_is_handed_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """So whoever claims in the midst of it gets no command before a more urgent one."""
+    monkeypatch.setattr(recovery, "_PAGE", 7)
+    device = await bench.device("audit-order")
+    session = await bench.open_session(device.device_id)
+    priorities = [1 + number % 10 for number in range(30)]
+    random.Random(7).shuffle(priorities)
+    commands = [await bench.submit(session, priority=priority) for priority in priorities]
+    keys = DeviceKeys.of(device.device_id)
+    await bench.parts.store.call("DEL", *keys.queue)
+    async with Redis.from_url(bench.redis_url, decode_responses=True) as redis, redis.pubsub() as wakes:
+        await wakes.subscribe(keys.channel)
+        await getattr(bench.parts.recovery, way)()
+        await redis.publish(keys.channel, "wake end")
+        told = []
+        async for message in wakes.listen():
+            if message["type"] == "message":
+                if message["data"] == "wake end":
+                    break
+                told.append(message["data"])
+    in_order = sorted(commands, key=lambda command: int(command["priority"]))
+    assert told == [f"wake {command['id']}" for command in in_order]
+    assert [claimed["id"] for claimed in await device.claim(limit=10)] == [command["id"] for command in in_order[:10]]
 
 
 async def test_what_the_index_knows_is_left_as_it_is(bench: Bench) -> None:

@@ -201,11 +201,11 @@ limit $2
 for update skip locked
 
 -- name: live_commands
--- A page of the commands that must be in Redis, in the order of their ids.
+-- A page of the commands that must be in Redis, in the order in which they are handed out.
 select * from aizen.commands
-where status in ('queued', 'claimed', 'cancel_requested') and ($1::uuid is null or id > $1)
-order by id
-limit $2
+where status in ('queued', 'claimed', 'cancel_requested') and (priority, place) > ($1::smallint, $2::bigint)
+order by priority, place
+limit $3
 
 -- name: lock_open_commands_of_device
 select * from aizen.commands
