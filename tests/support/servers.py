@@ -140,8 +140,9 @@ def _valkey_client(valkey_server: EmbeddedValkey) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def redis_url(valkey_server: EmbeddedValkey, _valkey_client: redis.Redis) -> str:
-    """The worker's Valkey, emptied."""
+    """The worker's Valkey, emptied, and without a script that another test has loaded."""
     _valkey_client.flushall()
+    _valkey_client.script_flush()
     return valkey_server.url
 
 
