@@ -6,7 +6,7 @@ Everything is idempotent: the queue entry by command id, an event by the version
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import iscoroutine
 from typing import Any
@@ -38,6 +38,8 @@ _RELAY_BATCH = 200
 _MOST_DONE = 10_000
 # Changes of a device after which its sessions and sockets must end.
 ENDING = frozenset({"registered", "suspended", "rotated", "deleted"})
+
+Fetch = Callable[..., Awaitable[Sequence[Any]]]
 
 _log = structlog.get_logger(__name__)
 
@@ -163,11 +165,15 @@ class Dispatcher:
             return self._queue.hold(command)
         return _nothing()
 
-    async def index(self, commands: Iterable[Command]) -> None:
-        """Put commands of the truth into the index, each device's in this order, without announcing them.
+    async def index(self, commands: Sequence[Command]) -> None:
+        """Make the index say of commands what the truth says, each device's in this order, without announcing them.
 
         Raises `Unavailable`; then some are there.
         """
+        await self._index_all(commands)
+        await self._check(commands, self._database.fetch)
+
+    async def _index_all(self, commands: Iterable[Command]) -> None:
         of_device: dict[str, list[Command]] = {}
         for command in commands:
             of_device.setdefault(command.device_id, []).append(command)
@@ -176,6 +182,14 @@ class Dispatcher:
     async def _index_in_order(self, commands: Sequence[Command]) -> None:
         for command in commands:
             await self._index(command)
+
+    async def _check(self, told: Sequence[Command], fetch: Fetch) -> None:
+        """What changed while it was told has been told already by whoever changed it, and was undone by that."""
+        while told:
+            now = map(command_of, await fetch(_COMMANDS["read_commands"], [command.id for command in told]))
+            then = {command.id: command for command in told}
+            told = [command for command in now if command != then[command.id]]
+            await self._index_all(told)
 
     async def not_indexed(self, commands: Sequence[Command]) -> list[UUID]:
         """Those of `commands` that the index does not know. Raises `Unavailable`."""
@@ -206,6 +220,8 @@ class Dispatcher:
                         await telling.done()
                     finally:
                         telling.drop()
+                    if isinstance(record, Command):
+                        await self._check([record], connection.fetch)
             await connection.execute(_OUTBOX["delete_outbox"], [row["id"] for row in rows])
         return len(rows)
 

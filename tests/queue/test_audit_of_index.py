@@ -1,8 +1,10 @@
-"""The index is compared with the truth while both change: what is missing comes back, and nothing else is touched."""
+"""The index is made to agree with the truth while both change: what is missing comes back, nothing else is touched."""
 
 from __future__ import annotations
 
+import asyncio
 import random
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -11,6 +13,7 @@ from redis.asyncio import Redis
 from aizen_gateway.services import recovery
 from aizen_gateway.storage.keys import DeviceKeys
 from tests.support.bench import Bench
+from tests.support.proxy import Wire
 
 
 async def test_what_the_index_has_lost_is_put_back(bench: Bench) -> None:
@@ -52,6 +55,37 @@ async def test_what_comes_back_comes_back_in_the_order_in_which_it_is_handed_out
     in_order = sorted(commands, key=lambda command: int(command["priority"]))
     assert told == [f"wake {command['id']}" for command in in_order]
     assert [claimed["id"] for claimed in await device.claim(limit=10)] == [command["id"] for command in in_order[:10]]
+
+
+_LEFT_BEHIND = """insert into aizen.outbox (subject, subject_id, change, created_at)
+                  values ('command', $1, 'claimed', now() - interval '1 minute')"""
+
+
+@pytest.mark.parametrize("way", ["fill", "relay"])
+async def test_what_is_handed_back_while_its_lease_is_told_can_be_claimed_at_once(bench: Bench, way: str) -> None:
+    device = await bench.device("audit-stale")
+    command = await bench.submit(await bench.open_session(device.device_id))
+    (claimed,) = await device.claim()
+    await bench.parts.database.execute(_LEFT_BEHIND, UUID(command["id"]))
+    port = urlsplit(bench.redis_url).port
+    assert port is not None
+    async with Wire.to(port) as wire:
+        slow = await Bench.open(bench.database_url, wire.through(bench.redis_url), bench.customer_id)
+        try:
+            await slow.parts.store.call("PING")
+            wire.block()
+            telling = asyncio.create_task(
+                slow.parts.recovery.fill() if way == "fill" else slow.parts.dispatcher.relay()
+            )
+            # It has read the lease, and is telling of it.
+            await wire.held_up()
+            await device.release(claimed)
+            wire.unblock()
+            assert await telling == 1
+        finally:
+            await slow.close()
+    (again,) = await device.claim()
+    assert again["id"] == command["id"]
 
 
 async def test_what_the_index_knows_is_left_as_it_is(bench: Bench) -> None:

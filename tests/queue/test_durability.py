@@ -17,9 +17,7 @@ from redis.asyncio import Redis
 from aizen_gateway.domain.clock import EPOCH
 from aizen_gateway.domain.errors import Unavailable
 from aizen_gateway.domain.values import NOWHERE, DeviceCaller, ResultStatus
-from aizen_gateway.storage.device_sessions import DeviceSessions, SessionRules
 from aizen_gateway.storage.keys import DeviceKeys
-from aizen_gateway.storage.queue import Queue
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 from tests.support.bench import Bench
 from tests.support.clients import API, DeviceClient, Reply, expect
@@ -332,16 +330,11 @@ async def report_as(bench: Bench, caller: DeviceCaller, claimed: Any) -> Any:
     )
 
 
-def index_of(bench: Bench) -> Queue:
-    """The instance's index, to be used without the truth."""
-    return Queue(bench.parts.store, DeviceSessions(bench.parts.store, SessionRules(3600, 3600, 0)))
-
-
 async def test_a_claim_that_died_between_redis_and_the_truth_does_not_keep_the_command(bench: Bench) -> None:
     """What the index leased for nobody comes back with the audit of the index, long before the lease ends."""
     device = await bench.device("router-1")
     command = await bench.submit(await bench.open_session("router-1"))
-    leased = await index_of(bench).lease(device.token, 1, 3_600_000)
+    leased = await bench.index.lease(device.token, 1, 3_600_000)
     assert [str(found) for found in leased.ids] == [command["id"]]
     assert await device.claim() == []
     await bench.parts.recovery.fill()
@@ -415,8 +408,8 @@ async def test_every_key_in_redis_has_an_end(line: Line, valkey: Redis) -> None:
 async def test_what_was_given_back_has_an_end_too(bench: Bench, valkey: Redis) -> None:
     device = await bench.device("router-1")
     await bench.submit(await bench.open_session("router-1"))
-    leased = await index_of(bench).lease(device.token, 1, 60_000)
-    await index_of(bench).give_back("router-1", leased.ids)
+    leased = await bench.index.lease(device.token, 1, 60_000)
+    await bench.index.give_back("router-1", leased.ids)
     assert await without_end(valkey) == []
 
 

@@ -125,7 +125,7 @@ async def test_what_the_index_offers_in_vain_is_made_up_for_in_the_same_claim(be
         await device.report(claimed)
     for row in rows:
         # As somebody does who read it before it ended.
-        await bench.parts.dispatcher.index([command_of(row)])
+        await bench.index.enqueue(command_of(row))
     waiting = [(await bench.submit(session))["id"] for _ in range(3)]
     assert [claimed["id"] for claimed in await device.claim(limit=3)] == waiting
     assert await device.claim() == []

@@ -13,8 +13,6 @@ import pytest
 
 from aizen_gateway.domain.errors import InvalidClaimToken, Unavailable
 from aizen_gateway.domain.values import NOWHERE
-from aizen_gateway.storage.device_sessions import DeviceSessions, SessionRules
-from aizen_gateway.storage.queue import Queue
 from tests.support.bench import Bench, BenchDevice
 from tests.support.proxy import Wire
 from tests.support.waiting import eventually
@@ -146,14 +144,12 @@ async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offere
     submitted = await bench.submit(await bench.open_session(device.device_id))
     claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
     (command,) = await claim.attempt(counted=False)
-    store = bench.parts.store
-    queue = Queue(store, DeviceSessions(store, SessionRules(60, 60, 0)))
     connection = await asyncpg.connect(bench.database_url)
     async with _line(redis_url) as (wire, url):
         elsewhere = await Bench.open(bench.database_url, url, bench.customer_id)
         device.bench = elsewhere
         # As the index is when a lease there was a short one.
-        await queue.give_back(device.device_id, [command.id])
+        await bench.index.give_back(device.device_id, [command.id])
         async with connection.transaction():
             await connection.execute("select 1 from aizen.commands for update")
             other = asyncio.create_task(device.claim())

@@ -18,6 +18,8 @@ from aizen_gateway.domain.clock import EPOCH, to_ms
 from aizen_gateway.domain.values import NOWHERE, Actor, ActorType, Principal, ResultStatus, Role, SessionType
 from aizen_gateway.services.operators import Operators
 from aizen_gateway.settings import Settings
+from aizen_gateway.storage.device_sessions import DeviceSessions, SessionRules
+from aizen_gateway.storage.queue import Queue
 
 from .clients import JWT_SECRET
 
@@ -50,6 +52,11 @@ class Bench:
         await self.parts.http.close()
         await self.parts.store.close()
         await self.parts.database.close()
+
+    @property
+    def index(self) -> Queue:
+        """The instance's index, to be used without the truth."""
+        return Queue(self.parts.store, DeviceSessions(self.parts.store, SessionRules(3600, 3600, 0)))
 
     async def owner(self, now_ms: int | None = None) -> Principal:
         """The customer's owner, at Redis's clock or at `now_ms`."""

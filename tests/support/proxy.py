@@ -126,6 +126,7 @@ class Wire:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._tried = asyncio.Event()
         self._ends: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -159,6 +160,11 @@ class Wire:
     def block(self) -> None:
         """From now on nothing gets through, in either direction, and nobody is told. Connecting seems to work."""
         self._open.clear()
+        self._tried.clear()
+
+    async def held_up(self) -> None:
+        """Return when something has been sent, in either direction, that does not get through."""
+        await self._tried.wait()
 
     def unblock(self, *, forgotten: bool = False) -> None:
         """Let everything through again, what was sent meanwhile too; connections are reset when `forgotten`."""
@@ -201,6 +207,8 @@ class Wire:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
+                if not self._open.is_set():
+                    self._tried.set()
                 await self._open.wait()
                 writer.write(data)
                 await writer.drain()
