@@ -221,6 +221,7 @@ class Claim:
             if not found:
                 raise
         except BaseException:
-            self._claiming.give_up(self.caller, found, self._origin)
+            if found:
+                self._claiming.give_up(self.caller, found, self._origin)
             raise
         return found

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -52,6 +53,14 @@ class Lost:
         return cls(caller, command.id, command.claim_token or "", command.visible_until, origin)
 
 
+class _GivenUp(NamedTuple):
+    """What is to be handed back when `after` has ended, `until` a moment of the loop's clock or not at all."""
+
+    claim: Lost
+    after: Callable[[], Awaitable[None]] | None
+    until: float
+
+
 class Returns:
     """Hands claims back without counting a delivery. Owns what is handed back in the background."""
 
@@ -59,7 +68,7 @@ class Returns:
         self._database = database
         self._queue = queue
         self._dispatcher = dispatcher
-        self._waiting: deque[tuple[Lost, Callable[[], Awaitable[None]] | None]] = deque()
+        self._waiting: deque[_GivenUp] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -101,8 +110,9 @@ class Returns:
         if self._closed or len(self._waiting) + len(claims) > _MOST:
             _log.warning("claims that nobody has stay leased", commands=len(claims))
             return
+        until = asyncio.get_running_loop().time() + _TRY_FOR
         for claim in claims:
-            self._waiting.append((claim, after))
+            self._waiting.append(_GivenUp(claim, after, until))
             self._begin_working()
 
     def _begin_working(self) -> None:
@@ -119,11 +129,11 @@ class Returns:
 
     async def _work(self) -> None:
         while self._waiting:
-            claim, after = self._waiting.popleft()
+            claim, after, until = self._waiting.popleft()
             try:
                 if after is not None:
                     await after()
-                await self._try(claim)
+                await self._try(claim, until)
             except GatewayError as error:
                 away = isinstance(error, Unavailable)
                 tell = _log.warning if away else _log.debug
@@ -132,19 +142,19 @@ class Returns:
             except Exception:
                 _log.exception("hand back failed", command_id=str(claim.command_id), request_id=claim.origin.request_id)
 
-    async def _try(self, claim: Lost) -> None:
-        """Hand one back as soon as that is possible. Raises as `release` does."""
+    async def _try(self, claim: Lost, until: float) -> None:
+        """Hand one back as soon as that is possible, `until` a moment of the loop's clock. Raises as `release` does."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _TRY_FOR
-        while True:
+        while loop.time() < until:
             try:
                 await self._hand_back(claim, GATEWAY, from_ms(await self._queue.now_ms()))
             except Unavailable:
-                if loop.time() >= until or self._closed:
+                if self._closed:
                     raise
                 await asyncio.sleep(_BETWEEN)
             else:
                 return
+        raise Unavailable("It took too long.")
 
     async def close(self) -> None:
         """Let what runs or waits end, for a moment; nothing is begun any more."""

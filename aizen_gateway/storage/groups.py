@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from ..domain.errors import Unavailable
+from ..domain.errors import InDoubt, Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ class Groups(Generic[Item, Result]):
         self._closed = False
 
     async def do(self, item: Item) -> Result | None:
-        """Have `item` done with others; None when it must be done alone. Raises `Unavailable`."""
+        """Have `item` done with others; None when it must be done alone. Raises `Unavailable`, `InDoubt`."""
         if self._closed:
             raise Unavailable("The gateway is stopping.")
         if len(self._waiting) >= _MOST_WAITING:
@@ -75,7 +75,8 @@ class Groups(Generic[Item, Result]):
         try:
             results = await self._work([item for item, _ in group])
         except asyncio.CancelledError:
-            _tell(group, Unavailable("The gateway is stopping."))
+            # Its commit may have been under way.
+            _tell(group, InDoubt("The gateway is stopping."))
             raise
         except Unavailable as error:
             _tell(group, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import pytest
 
 from aizen_gateway.domain.errors import InvalidClaimToken, Unavailable
 from aizen_gateway.domain.values import NOWHERE
+from aizen_gateway.services import returns
 from tests.support.bench import Bench, BenchDevice
 from tests.support.proxy import Wire
 from tests.support.waiting import eventually
@@ -135,6 +137,46 @@ async def test_a_claim_that_its_device_has_extended_is_not_handed_back(bench: Be
     await bench.parts.returns.close()
     assert await device.claim() == []
     assert (await device.report(claimed))["status"] == "succeeded"
+
+
+async def test_a_claim_whose_turn_comes_too_late_is_not_handed_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind others that could not be handed back, say: by then its device may be at work."""
+    monkeypatch.setattr(returns, "_TRY_FOR", 0.0)
+    device = await bench.device("lost-late-turn")
+    await bench.submit(await bench.open_session(device.device_id))
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
+    (command,) = await claim.attempt(counted=False)
+    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
+    await bench.parts.returns.close()
+    assert await device.claim() == []
+    assert (await device.report({"id": str(command.id), "claimToken": command.claim_token}))["status"] == "succeeded"
+
+
+async def test_a_claim_that_commits_while_the_gateway_ends_is_handed_back(bench: Bench) -> None:
+    device = await bench.device("lost-at-the-end")
+    await bench.submit(await bench.open_session(device.device_id), reason="gate")
+    elsewhere = await Bench.open(bench.database_url, bench.redis_url, bench.customer_id)
+    async with _commits_wait(bench.database_url) as connection:
+        claim = asyncio.create_task(replace(device, bench=elsewhere).claim())
+        await _commits(connection)
+        await elsewhere.parts.claiming.close()
+        with pytest.raises(Unavailable):
+            await claim
+        await connection.execute("select pg_advisory_unlock_all()")
+        await _waits_again(connection, device)
+    await elsewhere.close()
+
+
+async def test_a_claim_that_is_broken_off_before_it_has_anything_says_so(bench: Bench) -> None:
+    device = await bench.device("lost-nothing")
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
+    attempt = asyncio.create_task(claim.attempt(counted=False))
+    await asyncio.sleep(0)
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
 
 
 async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offered_again(
