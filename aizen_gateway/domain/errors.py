@@ -41,7 +41,7 @@ class InvalidRequest(GatewayError):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], message: str | None = None) -> InvalidRequest:
-        """Build the error from field name -> list of messages (nested mappings allowed)."""
+        """Build the error from field name -> list of messages."""
         return cls(message, details={"fields": dict(fields)})
 
     @classmethod

@@ -158,7 +158,11 @@ class _Decision:
     async def _follow(self, command: Command, approval: Approval) -> None:
         """What the session's decision does to a command that waited in it."""
         transaction, actor = self._transaction, self._principal.actor
-        if not self._approved:
+        if not self._approved and command.approval is not None:
+            # What a person said of the command itself stands.
+            after = moved(command, CommandStatus.CANCELED, completed_at=transaction.now, cancel_reason=self._reason)
+            await save_command(transaction, after, "command.canceled", actor, {"reason": self._reason})
+        elif not self._approved:
             rejection = {**approval, "digest": command.digest}
             after = moved(command, CommandStatus.REJECTED, completed_at=transaction.now, approval=rejection)
             await save_command(transaction, after, "command.rejected", actor, {"reason": self._reason})

@@ -124,15 +124,19 @@ class Delivery:
         async with self._database.transaction(now, origin) as transaction:
             command = await lock_command_of_device(transaction, caller, command_id)
             require_lease(command, claim_token, now)
+            before = command.visible_until
             command = replace(command, visible_until=after_ms(now, extension_ms))
             command = replace(command, due_at=due_at(command))
+            assert command.visible_until is not None
             await transaction.execute(_SQL["extend_lease"], command.id, command.visible_until, command.due_at)
         try:
             await self._queue.hold(command)
+            if before is not None and command.visible_until < before:
+                # Who waits for the lease to end waits for a later moment.
+                await self._queue.wake(command.device_id)
         except Unavailable as error:
             # The truth holds the lease: an index that did not hear of it is mended at the next claim.
             _log.warning("lease is indexed later", reason=error.message, command_id=str(command.id))
-        assert command.visible_until is not None
         answer: dict[str, Any] = {"success": True, "visibleUntil": rfc3339(command.visible_until)}
         if command.status is CommandStatus.CANCEL_REQUESTED:
             answer["cancelRequested"] = True

@@ -54,12 +54,12 @@ class Enrollment:
             )
             good = right and _code_counts(row, now)
             if good:
-                await self._store_secret(transaction, row, secret, device_name, metadata)
+                await self._store_secret(transaction, row, secret, (device_name or "").strip(), metadata)
             elif row is not None and not right:
                 await transaction.execute(_SQL["count_activation_failure"], row["uid"])
         if not good:
-            await self._limits.count_failure(device_id, origin.ip or "")
             _log.info("registration refused", device_id=device_id, known=row is not None)
+            await self._limits.count_failure(device_id, origin.ip or "")
             raise DeviceNotProvisioned if row is None else InvalidActivationCode
         bind_context(device_id=device_id, customer_id=str(row["customer_id"]))
         await self._dispatcher.dispatch(transaction.changes)
@@ -72,10 +72,10 @@ class Enrollment:
 
     @staticmethod
     async def _store_secret(
-        transaction: Transaction, row: Row, secret: str, name: str | None, metadata: dict[str, Any] | None
+        transaction: Transaction, row: Row, secret: str, name: str, metadata: dict[str, Any] | None
     ) -> None:
         after = await transaction.fetchrow(
-            _SQL["register_device"], row["uid"], secrets.hash_text(secret), transaction.now, name, metadata
+            _SQL["register_device"], row["uid"], secrets.hash_text(secret), transaction.now, name or None, metadata
         )
         device = device_of(after)
         again = row["activation_used_at"] is not None
@@ -91,8 +91,8 @@ class Enrollment:
         now = from_ms(await self._limits.admit_try(device_id, address))
         row = await self._database.fetchrow(_SQL["read_device_by_id"], device_id)
         if not secrets.matches(device_secret, row["secret_hash"] if row is not None else None):
-            await self._limits.count_failure(device_id, address)
             _log.info("sign-in refused", device_id=device_id, known=row is not None)
+            await self._limits.count_failure(device_id, address)
             raise InvalidCredentials
         bind_context(device_id=device_id, customer_id=str(row["customer_id"]))
         if row["suspended_at"] is not None:

@@ -39,9 +39,12 @@ class Limits:
         return int(now)
 
     async def count_failure(self, device_id: str, address: str) -> None:
-        """Count a failed try."""
-        for key, rate in self._tries(device_id, address):
-            await self._store.run("limit", [key], [rate, 1])
+        """Count a failed try. Raises as `admit_user` when others that failed meanwhile have left no room for it."""
+        waits = [
+            int((await self._store.run("limit", [key], [rate, 1]))[0]) for key, rate in self._tries(device_id, address)
+        ]
+        if any(waits):
+            raise RateLimited(retry_after=_seconds(max(waits)))
 
     def _tries(self, device_id: str, address: str) -> list[tuple[str, int]]:
         return [

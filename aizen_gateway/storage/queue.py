@@ -79,6 +79,10 @@ class Queue:
         keys = DeviceKeys.of(device_id)
         await self._store.run("give_back", keys.queue, [keys.channel, *map(str, ids)])
 
+    async def wake(self, device_id: str) -> None:
+        """Have whoever waits for the device look again. Raises `Unavailable`."""
+        await self._store.call("PUBLISH", DeviceKeys.of(device_id).channel, f"{WAKE} ")
+
     async def tell_canceled(self, device_id: str, notice: str) -> None:
         """Tell the device's socket, wherever it is, that a command it may have is to stop; `notice` is JSON."""
         await self._store.call("PUBLISH", DeviceKeys.of(device_id).channel, f"canceled {notice}")

@@ -213,6 +213,18 @@ async def test_what_a_sessions_approval_queues_keeps_the_order_of_its_submission
     assert [command["id"] for command in await device.claim(limit=8)] == submitted
 
 
+async def test_a_rejected_session_leaves_what_was_said_of_a_command_and_cancels_it(world: World) -> None:
+    device, session_id = await workplace(world, "remediation")
+    command = await world.owner.submit(session_id, REMEDIATION)
+    expect(await world.admin.decide(session_id, commandId=command["id"]), 200)
+    approval = (await world.owner.command(command))["approval"]
+    expect(await world.admin.decide(session_id, approved=False, reason="Not today"), 200)
+    ended = await world.owner.command(command)
+    assert (ended["status"], ended["approval"]) == ("canceled", approval)
+    assert TIME.fullmatch(ended["completedAt"])
+    assert await device.claim() == []
+
+
 async def test_a_rejected_session_has_ended_with_all_that_was_in_it(world: World) -> None:
     device, session_id = await workplace(world, "remediation")
     for name in ("ping", REMEDIATION):

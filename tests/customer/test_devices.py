@@ -292,7 +292,8 @@ async def test_suspending_ends_sessions_and_keeps_the_device_out_until_it_is_res
     queued = await world.owner.submit(session["id"])
     reply = await world.owner.post(f"{DEVICES}/edge-1/suspend")
     assert expect(reply, 200)["device"]["status"] == "suspended"
-    assert (await world.owner.status("edge-1"))["status"] == "suspended"
+    suspended = await world.owner.status("edge-1")
+    assert (suspended["status"], suspended["connection"]) == ("suspended", "none")
     ended = await world.owner.session(session["id"])
     assert ended["status"] == "canceled"
     states = {command["id"]: command["status"] for command in ended["commands"]}
@@ -305,6 +306,7 @@ async def test_suspending_ends_sessions_and_keeps_the_device_out_until_it_is_res
     expect(await world.owner.post(f"{DEVICES}/edge-1/suspend"), 200)
     resumed = expect(await world.owner.post(f"{DEVICES}/edge-1/resume"), 200)
     assert resumed["device"]["status"] == "offline"
+    assert (await world.owner.status("edge-1"))["connection"] == "none"
     expect(await world.owner.post(f"{DEVICES}/edge-1/resume"), 200)
     expect(await device.sign_in(), 200)
     await world.owner.open_session("edge-1")

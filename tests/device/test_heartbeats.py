@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from aizen_gateway.domain.clock import rfc3339
 from tests.support.clients import API, World, expect
 from tests.support.gateway import StartWorld
 from tests.support.inside import passes
@@ -88,6 +89,23 @@ async def test_the_last_heartbeat_outlives_redis(world: World, valkey: Redis) ->
         seen = await world.owner.status(device.device_id)
         assert (seen["metrics"], seen["diagnostics"]) == expected
         assert seen["lastHeartbeat"] == answer["timestamp"]
+
+
+async def test_nothing_of_an_earlier_heartbeat_comes_back_when_redis_is_lost(world: World, valkey: Redis) -> None:
+    device = await world.device()
+    written = "select last_heartbeat_at from aizen.devices where id = $1"
+
+    async def kept(answer: Any) -> None:
+        await eventually(
+            lambda: world.database.fetchrow(written, device.device_id),
+            lambda row: row[0] is not None and rfc3339(row[0]) == answer["timestamp"],
+        )
+
+    await kept(expect(await device.heartbeat(metrics={"cpu": 1}, diagnostics="hot"), 200))
+    await kept(expect(await device.heartbeat(), 200))
+    await valkey.flushall()
+    seen = await world.owner.status(device.device_id)
+    assert (seen["metrics"], seen["diagnostics"]) == (None, None)
 
 
 async def test_a_device_that_falls_silent_is_offline(start_world: StartWorld) -> None:
@@ -181,6 +199,7 @@ async def test_a_heartbeat_that_is_not_well_formed_names_its_field(world: World)
         reply = await device.post(f"{API}/device/heartbeat", body)
         assert (reply.status, reply.code) == (400, "INVALID_REQUEST"), body
         assert reply.fields.keys() == {field}, body
+        assert all(isinstance(problem, str) for problem in reply.fields[field]), body
     assert (await world.owner.status(device.device_id))["lastHeartbeat"] is None
 
 

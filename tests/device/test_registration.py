@@ -250,8 +250,9 @@ async def test_a_device_may_tell_its_name_and_anything_of_itself(world: World) -
 
 async def test_a_device_that_tells_no_name_keeps_the_one_it_was_provisioned_with(world: World) -> None:
     code = (await world.owner.provision("router-1", name="Cellar"))["activationCode"]
-    expect(await register(world, "router-1", code, deviceName=None, metadata=None), 201)
-    assert (await world.owner.status("router-1"))["name"] == "Cellar"
+    for name in (None, "", " "):
+        expect(await register(world, "router-1", code, deviceName=name, metadata=None), 201)
+        assert (await world.owner.status("router-1"))["name"] == "Cellar"
 
 
 async def test_fields_that_the_gateway_does_not_know_are_ignored(world: World) -> None:

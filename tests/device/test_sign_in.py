@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -148,6 +150,14 @@ async def test_failed_tries_are_limited_for_each_device_on_all_instances_togethe
         assert (refused.status, refused.code) == (429, "RATE_LIMITED")
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
     expect(await other.sign_in(), 200)
+
+
+async def test_failed_tries_at_the_same_moment_are_limited_as_well(start_world: StartWorld) -> None:
+    limited = await start_world(AIZEN_RATE_LIMIT_AUTH="3")
+    device = await limited.device()
+    replies = await asyncio.gather(*(sign_in(limited, device.device_id, WRONG) for _ in range(20)))
+    assert Counter(reply.status for reply in replies) == {401: 3, 429: 17}
+    assert all(1 <= int(reply.headers["Retry-After"]) <= 60 for reply in replies if reply.status == 429)
 
 
 async def test_failed_tries_from_one_address_are_limited_at_ten_times_as_many(start_world: StartWorld) -> None:

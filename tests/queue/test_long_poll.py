@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
+from aizen_gateway.storage.keys import DeviceKeys
 from tests.support.bench import Bench
 from tests.support.clients import API, DeviceClient, expect
 from tests.support.gateway import StartGateway, StartWorld
@@ -102,6 +103,24 @@ async def test_a_poll_is_answered_when_a_lease_is_shortened_at_another_instance(
     expect(await line.at(await start_gateway()).extend(held, extensionMs=1000), 200)
     (claimed,) = await promptly(poll)
     assert (claimed["id"], claimed["attempt"]) == (held["id"], 2)
+
+
+async def test_who_waits_for_a_lease_is_told_when_it_ends_sooner(bench: Bench, valkey: Redis) -> None:
+    device = await bench.device("poll-sooner")
+    await bench.submit(await bench.open_session(device.device_id))
+    (claimed,) = await device.claim(visibility_ms=60_000)
+    async with valkey.pubsub() as hints:
+        await hints.subscribe(DeviceKeys.of(device.device_id).channel)
+        for extension_ms in (90_000, 30_000):
+            await device.extend(claimed, extension_ms)
+        await valkey.publish(DeviceKeys.of(device.device_id).channel, "end")
+        heard = []
+        async for message in hints.listen():
+            if message["type"] == "message":
+                heard.append(message["data"])
+                if heard[-1] == "end":
+                    break
+    assert heard == ["wake ", "end"]
 
 
 async def test_one_of_many_polls_gets_a_command_and_the_others_go_on_waiting(

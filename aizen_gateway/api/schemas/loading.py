@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
 from typing import Any, ClassVar
@@ -85,5 +85,19 @@ def load_query(schema: Schema, query: MultiMapping[str]) -> dict[str, Any]:
     return load(schema, found)
 
 
-def _named(messages: Mapping[Any, Any]) -> dict[str, Any]:
-    return {printable(str(name), 64): problem for name, problem in islice(messages.items(), _MOST_FIELDS_NAMED)}
+def _named(messages: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """Field name -> what is wrong with it, in one list whatever is inside the field."""
+    named = islice(messages.items(), _MOST_FIELDS_NAMED)
+    return {printable(str(name), 64): [*islice(_problems(found), _MOST_FIELDS_NAMED)] for name, found in named}
+
+
+def _problems(found: Any, *inside: Any) -> Iterator[str]:
+    if isinstance(found, Mapping):
+        for name, problem in found.items():
+            # Of an entry of an object, the validator tells whether its name or its value is wrong.
+            yield from _problems(problem, *inside, *(() if name in ("key", "value") and inside else (name,)))
+    elif isinstance(found, list):
+        for problem in found:
+            yield from _problems(problem, *inside)
+    else:
+        yield f"{printable('.'.join(map(str, inside)), 64)}: {found}" if inside else str(found)

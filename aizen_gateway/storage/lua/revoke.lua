@@ -12,7 +12,7 @@ redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[2], ARGV[1], 'PX', 3600000)
 if ARGV[4] == '1' and redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('HSET', KEYS[3], 'presence', 'offline', 'way', 'none')
-  redis.call('HDEL', KEYS[3], 'beat', 'watched')
+  redis.call('HDEL', KEYS[3], 'beat', 'watched', 'polled')
 end
 redis.call('PUBLISH', ARGV[2], ARGV[3] .. string.format(' %.0f', now))
 return had

@@ -130,7 +130,7 @@ where d.customer_id = w.customer_id and d.deleted_at is null
 -- an array of json, a list would count as a dimension of the array.
 update aizen.devices d set
     last_seen_at = greatest(d.last_seen_at, b.at), last_heartbeat_at = b.at,
-    metrics = coalesce(b.metrics::json, d.metrics), diagnostics = coalesce(b.diagnostics::json, d.diagnostics)
+    metrics = b.metrics::json, diagnostics = b.diagnostics::json
 from unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[]) as b (uid, at, metrics, diagnostics)
 where d.uid = b.uid and (d.last_heartbeat_at is null or d.last_heartbeat_at < b.at)
 
