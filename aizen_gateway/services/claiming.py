@@ -101,16 +101,16 @@ class Claiming:
         refused = set(wanted.ids) - {command.id for command in commands}
         if confirmed.in_doubt:
             self._returns.give_up([claim for claim in _claims(wanted) if claim.command_id in refused])
-        elif refused:
-            # What was claimed is handed out all the same; what could not be mended is refused again.
-            with suppress(Unavailable):
-                await self._mend(wanted.caller, refused)
         await self._dispatcher.dispatch(
             [
                 Change("command", command, "claimed", wanted.origin.request_id, row["version"])
                 for command, row in zip(commands, rows, strict=True)
             ]
         )
+        if refused and not confirmed.in_doubt:
+            # What was claimed is handed out all the same; what could not be mended is refused again.
+            with suppress(Unavailable):
+                await self._mend(wanted.caller, refused)
         return commands
 
     def give_up(self, caller: DeviceCaller, commands: Sequence[Command], origin: Origin) -> None:

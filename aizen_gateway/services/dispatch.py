@@ -177,7 +177,10 @@ class Dispatcher:
         of_device: dict[str, list[Command]] = {}
         for command in commands:
             of_device.setdefault(command.device_id, []).append(command)
-        await asyncio.gather(*map(self._index_in_order, of_device.values()))
+        # All have ended when this does: none tells later what has become old by then.
+        for outcome in await asyncio.gather(*map(self._index_in_order, of_device.values()), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     async def _index_in_order(self, commands: Sequence[Command]) -> None:
         for command in commands:
