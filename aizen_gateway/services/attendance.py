@@ -104,11 +104,14 @@ class Attendance:
         Return how many there were. Raises `Unavailable`; devices that could not be looked at are due again soon.
         """
         due = await self._presence.take_due(_DUE_BATCH)
+        failures: list[BaseException] = []
         for start in range(0, len(due), _AT_ONCE):
             looks = [self._look_at(device_id) for device_id in due[start : start + _AT_ONCE]]
-            for outcome in await asyncio.gather(*looks, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            outcomes = await asyncio.gather(*looks, return_exceptions=True)
+            failures += [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        # One that cannot be looked at keeps none of the others waiting.
+        if failures:
+            raise failures[0]
         return len(due)
 
     async def _look_at(self, device_id: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from inspect import iscoroutine
 from typing import Any
 from uuid import UUID
@@ -35,6 +36,7 @@ _DEVICES = queries.load("devices")
 # A process has this long to dispatch what it committed before the relay does it: longer than any call to Redis takes.
 _LEFT_AFTER_MS = 5_000
 _RELAY_BATCH = 200
+_REVOKED_AT_ONCE = 500
 _MOST_DONE = 10_000
 # Changes of a device after which its sessions and sockets must end.
 ENDING = frozenset({"registered", "suspended", "rotated", "deleted"})
@@ -148,7 +150,7 @@ class Dispatcher:
         for published in self._announce(change):
             await published
         if change.change == "deleted":
-            await self._sessions.forget(device.id)
+            await self._sessions.forget(device.id, device.uid, device.credential_epoch)
 
     def _announce(self, change: Change) -> Iterator[Awaitable[str]]:
         for told in announcements.of(change):
@@ -195,9 +197,24 @@ class Dispatcher:
             await self._index_all(told)
 
     async def not_indexed(self, commands: Sequence[Command]) -> list[UUID]:
-        """Those of `commands` that the index does not know. Raises `Unavailable`."""
-        known = await asyncio.gather(*(self._queue.knows(command.device_id, command.id) for command in commands))
+        """Those of `commands` that the index does not know, or not for what they are. Raises `Unavailable`."""
+        known = await asyncio.gather(*map(self._queue.knows, commands))
         return [command.id for command, found in zip(commands, known, strict=True) if not found]
+
+    async def revoke_again(self, since: datetime) -> int:
+        """End once more what was signed in with credentials that became void since then; return of how many changes.
+
+        Where Redis knows of it nothing happens. Raises `Unavailable`.
+        """
+        count, last = 0, (since, 0)
+        while rows := await self._database.fetch(_DEVICES["credentials_voided"], *last, _REVOKED_AT_ONCE):
+            for row in rows:
+                device, gone = device_of(row), row["deleted_at"] is not None
+                why = "deleted" if gone else "suspended" if device.suspended_at else "rotated"
+                await self._sessions.revoke(device.id, device.credential_epoch, why, offline=why != "rotated")
+            count += len(rows)
+            last = rows[-1]["voided_at"], rows[-1]["audit_id"]
+        return count
 
     async def clear_done(self) -> None:
         """Delete the outbox rows that were dispatched. Raises `Unavailable`; then they are tried again."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from itertools import islice
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
@@ -31,6 +34,9 @@ SHOWN = {
     HeartbeatStatus.ERROR: DeviceStatus.ERROR,
     HeartbeatStatus.OFFLINE: DeviceStatus.OFFLINE,
 }
+
+
+_News = TypeVar("_News")
 
 
 class _Written(NamedTuple):
@@ -95,7 +101,7 @@ class Heartbeats:
     async def flush(self) -> None:
         """Write what is behind, in batches. Raises `Unavailable`; what was not written is kept."""
         while self._behind:
-            batch = dict(list(self._behind.items())[:_BATCH])
+            batch = _in_order(self._behind)
             await self._database.execute(
                 _SQL["save_heartbeats"],
                 list(batch),
@@ -107,7 +113,7 @@ class Heartbeats:
                 if self._behind.get(uid) is written:
                     del self._behind[uid]
         while self._seen:
-            seen = dict(list(self._seen.items())[:_BATCH])
+            seen = _in_order(self._seen)
             await self._database.execute(_SQL["save_seen"], list(seen), [*map(from_ms, seen.values())])
             for uid, at in seen.items():
                 if self._seen.get(uid) == at:
@@ -121,6 +127,11 @@ class Heartbeats:
             except Unavailable as error:
                 _log.warning("heartbeats wait", reason=error.message)
             await asyncio.sleep(_FLUSH_S)
+
+
+def _in_order(behind: Mapping[UUID, _News]) -> dict[UUID, _News]:
+    """A batch of what is behind, by uid: instances that write of the same devices lock their rows in one order."""
+    return dict(sorted(islice(behind.items(), _BATCH), key=itemgetter(0)))
 
 
 def _json(value: Any) -> str | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from uuid import uuid4
 
 import structlog
 
+from ..domain.clock import from_ms
 from ..domain.errors import Unavailable
 from ..domain.lifecycle import HELD
 from ..domain.records import Command
@@ -33,6 +35,8 @@ _EPOCH_TTL_MS = 86_400_000
 _AUDIT_LOCK_MS = 50_000
 # Slots that move one after another are audited together.
 _MOVES_EVERY_S = 5.0
+# A replica that takes over may have missed what the lost server was told last: far more than it can be behind.
+_REVOKED_WITHIN_MS = 600_000
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +83,9 @@ class Recovery:
         return count
 
     async def put_back(self) -> int:
-        """Index the live commands that the index does not know; return how many. Raises `Unavailable`.
+        """Index the live commands that the index does not know, and those that are queued but count there as claimed.
+
+        Return how many. Raises `Unavailable`.
 
         What was read of a command may be old by the time it is looked for, so those that are missed are read again:
         a page put into the index as it was read would offer commands that have been claimed or ended since.
@@ -109,8 +115,18 @@ class Recovery:
         moved = servers != self._servers and since >= _MOVES_EVERY_S
         if not moved and since < _AUDIT_EVERY_S:
             return
-        if moved or await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
+        if moved:
+            now_ms = await self._store.time_ms()
+            await self._dispatcher.revoke_again(from_ms(now_ms - _REVOKED_WITHIN_MS))
             await self.put_back()
+        elif await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
+            try:
+                await self.put_back()
+            except BaseException:
+                # Whoever looks next tries again.
+                with suppress(Unavailable):
+                    await self._store.call("DEL", keys.AUDIT_LOCK)
+                raise
         self._audited, self._servers = time.monotonic(), servers
 
     async def run(self) -> None:

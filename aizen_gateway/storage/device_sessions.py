@@ -124,10 +124,14 @@ class DeviceSessions:
         args: list[str | int] = [credential_epoch, keys.channel, f"revoked {why}", int(offline)]
         await self._store.run("revoke", [keys.sessions, keys.epoch, keys.device], args)
 
-    async def forget(self, device_id: str) -> None:
-        """Leave nothing of a deleted device but the mark that its credentials are void, which ends by itself."""
+    async def forget(self, device_id: str, uid: UUID, credential_epoch: int) -> None:
+        """Leave nothing of a deleted device but the mark that its credentials are void, which ends by itself.
+
+        What a newer life of the same id has is left alone.
+        """
         keys = DeviceKeys.of(device_id)
-        await self._store.call("DEL", keys.sessions, keys.device, keys.limit, *keys.queue)
+        places = [keys.sessions, keys.epoch, keys.device, keys.limit, *keys.queue]
+        await self._store.run("forget", places, [str(uid), credential_epoch])
 
 
 def caller_of(ticket: Ticket, answer: Sequence[Any]) -> DeviceCaller:

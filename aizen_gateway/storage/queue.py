@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ..domain.clock import to_ms
 from ..domain.records import Command
-from ..domain.values import DeviceCaller
+from ..domain.values import CommandStatus, DeviceCaller
 from .device_sessions import DeviceSessions, caller_of
 from .keys import DeviceKeys
 from .redis_store import RedisStore
@@ -70,9 +70,10 @@ class Queue:
         keys = DeviceKeys.of(command.device_id)
         return self._store.begin("hold", keys.queue, [str(command.id), _record(command), to_ms(command.visible_until)])
 
-    async def knows(self, device_id: str, command_id: UUID) -> bool:
-        """Whether the index has anything of a command. Raises `Unavailable`."""
-        return bool(await self._store.call("HEXISTS", DeviceKeys.of(device_id).records, str(command_id)))
+    async def knows(self, command: Command) -> bool:
+        """Whether the index has a command, and one that is queued where it can be claimed. Raises `Unavailable`."""
+        args: list[str | int] = [str(command.id), int(command.status is CommandStatus.QUEUED)]
+        return bool(await self._store.run("knows", DeviceKeys.of(command.device_id).queue, args))
 
     async def give_back(self, device_id: str, ids: Sequence[UUID]) -> None:
         """Undo leases that the truth never saw."""

@@ -10,7 +10,9 @@ from uuid import UUID
 import pytest
 from redis.asyncio import Redis
 
+from aizen_gateway.domain.errors import Unavailable
 from aizen_gateway.services import recovery
+from aizen_gateway.storage import keys
 from aizen_gateway.storage.keys import DeviceKeys
 from tests.support.bench import Bench
 from tests.support.proxy import Wire
@@ -111,3 +113,58 @@ async def test_what_ended_while_it_was_looked_for_is_not_put_back(bench: Bench) 
     assert found >= 1
     assert await recovery.put_back() == 0
     assert await device.claim() == []
+
+
+async def _index_of(redis: Redis, device_id: str) -> dict[str, bytes]:
+    return {key: value for key in DeviceKeys.of(device_id).queue if (value := await redis.dump(key)) is not None}
+
+
+async def test_what_was_handed_back_and_counts_as_claimed_in_the_index_is_put_back(bench: Bench) -> None:
+    device = await bench.device("audit-returned")
+    command = await bench.submit(await bench.open_session(device.device_id))
+    (claimed,) = await device.claim()
+    async with Redis.from_url(bench.redis_url) as redis:
+        kept = await _index_of(redis, device.device_id)
+        await device.release(claimed)
+        # A replica took over that had not got it.
+        await redis.delete(*DeviceKeys.of(device.device_id).queue)
+        for key, value in kept.items():
+            await redis.restore(key, 0, value)
+    assert await device.claim() == []
+    assert await bench.parts.recovery.put_back() == 1
+    (again,) = await device.claim()
+    assert again["id"] == command["id"]
+    assert await bench.parts.recovery.put_back() == 0
+
+
+async def test_what_is_being_claimed_is_left_to_who_claims_it(bench: Bench) -> None:
+    device = await bench.device("audit-claiming")
+    command = await bench.submit(await bench.open_session(device.device_id))
+    leased = await bench.index.lease(device.token, 1, 300_000)
+    assert leased.ids == [UUID(command["id"])]
+    assert await bench.parts.recovery.put_back() == 0
+    assert await device.claim() == []
+
+
+async def test_an_audit_that_failed_is_made_again_by_whoever_looks_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = await bench.device("audit-failed")
+    command = await bench.submit(await bench.open_session(device.device_id))
+    await bench.parts.store.call("DEL", keys.AUDIT_LOCK, *DeviceKeys.of(device.device_id).queue)
+    monkeypatch.setattr(recovery, "_AUDIT_EVERY_S", 0.0)
+    port = urlsplit(bench.database_url).port
+    assert port is not None
+    async with Wire.to(port) as wire:
+        cut = await Bench.open(wire.through(bench.database_url), bench.redis_url, bench.customer_id)
+        try:
+            wire.block()
+            # It gives up by itself: its line says nothing.
+            with pytest.raises(Unavailable):
+                await cut.parts.recovery.audit()
+        finally:
+            wire.unblock(forgotten=True)
+            await cut.close()
+    await bench.parts.recovery.audit()
+    (claimed,) = await device.claim()
+    assert claimed["id"] == command["id"]

@@ -5,7 +5,9 @@
 -- include: _session
 local now = now_ms()
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]), 'LIMIT', 0, 10)
-local known = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
+local before = redis.call('ZSCORE', KEYS[1], ARGV[1])
+-- Of one that was silent for long others may have ended some sockets already.
+local known = before and tonumber(before) > now - tonumber(ARGV[2]) and 1 or 0
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('PEXPIRE', KEYS[1], 2592000000)
 local answer = {known}

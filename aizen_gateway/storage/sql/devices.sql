@@ -142,19 +142,37 @@ where d.uid = b.uid and (d.last_seen_at is null or d.last_seen_at < b.at)
 
 -- name: change_presence
 -- Writes a presence or a connection that differs; nothing when both are the same already, or when a later change is
--- known.
+-- known. One that is suspended is offline, whatever was seen of it before.
 with before as (
-    select uid, presence, connection, presence_at, deleted_at from aizen.devices where uid = $1 for no key update
+    select uid, presence, connection, presence_at, suspended_at, deleted_at from aizen.devices where uid = $1
+    for no key update
 ), after as (
     update aizen.devices d set presence = $2, connection = $4, presence_at = $3,
         last_seen_at = greatest(d.last_seen_at, $5)
     from before
     where d.uid = before.uid
-      and before.deleted_at is null and (before.presence_at is null or before.presence_at < $3)
+      and before.deleted_at is null and before.suspended_at is null
+      and (before.presence_at is null or before.presence_at < $3)
     returning d.*
 )
 select after.*, (before.presence, before.connection) <> (after.presence, after.connection) as changed
 from after join before using (uid)
+
+-- name: credentials_voided
+-- A page of the moments after ($1, $2) at which credentials of devices became void, each with what the device is now:
+-- the newest life of its id.
+select v.at as voided_at, v.id as audit_id, d.*
+from (
+    select at, id, resource_id from aizen.audit
+    where (at, id) > ($1::timestamptz, $2::bigint)
+      and action in ('device.registered', 'device.suspended', 'device.secret_rotated', 'device.deleted')
+    order by at, id
+    limit $3
+) v
+cross join lateral (
+    select * from aizen.devices where id = v.resource_id order by credential_epoch desc limit 1
+) d
+order by v.at, v.id
 
 -- name: devices_present
 -- A page of devices that are not offline, for a presence index that was lost.

@@ -7,12 +7,13 @@ with wanted as (
         as w (uid, presence, connection, at, request_id)
 ), held as (
     -- Found by their keys alone, as in devices.sql.
-    select uid, presence, connection, presence_at, deleted_at from aizen.devices where uid = any($1)
+    select uid, presence, connection, presence_at, suspended_at, deleted_at from aizen.devices where uid = any($1)
     for no key update skip locked
 ), before as (
     select uid, held.presence, held.connection
     from held join wanted w using (uid)
-    where held.deleted_at is null and (held.presence_at is null or held.presence_at < w.at)
+    where held.deleted_at is null and held.suspended_at is null
+      and (held.presence_at is null or held.presence_at < w.at)
 ), after as (
     update aizen.devices d set presence = w.presence, connection = w.connection, presence_at = w.at,
         last_seen_at = greatest(d.last_seen_at, w.at)
