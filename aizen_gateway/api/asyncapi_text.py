@@ -79,7 +79,7 @@ EXAMPLES: Mapping[str, Any] = {
     "ResultMessage": {"commandId": _COMMAND, **BODIES["ResultBody"]},
     "AuthMessage": {"token": "the-access-token"},
     "SubscribeMessage": {"room": "device:edge-router-01", "lastEventId": "1769860800000-0"},
-    "RoomMessage": {"deviceId": "edge-router-01"},
+    "UnsubscribeMessage": {"deviceId": "edge-router-01"},
     "JoinRoomsMessage": {},
     "SendCommandMessage": {"sessionId": _SESSION, **BODIES["SubmitCommandBody"]},
     "ApproveMessage": {"sessionId": _SESSION, **BODIES["ApproveBody"]},

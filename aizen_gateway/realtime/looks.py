@@ -15,7 +15,7 @@ class Looks(ABC):
     A base and not a part: of objects by the ten thousand, each part would be one more, and know its owner.
     """
 
-    __slots__ = ("_context", "_due", "_looking", "_task", "_timer", "_timers")
+    __slots__ = ("_context", "_due", "_looking", "_resting", "_task", "_timer", "_timers")
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
@@ -25,6 +25,8 @@ class Looks(ABC):
         self._due = False
         # Before it is begun and after it was ended, nobody looks.
         self._looking = False
+        # After a look that failed nobody looks before its time.
+        self._resting = False
 
     @abstractmethod
     async def _look(self) -> float:
@@ -34,10 +36,12 @@ class Looks(ABC):
         self._looking = True
 
     def _look_now(self) -> None:
-        """Have a look: now, or once more after the one that is under way."""
+        """Have a look: now, or once more after the one that is under way, or when it is time after one that failed."""
         if not self._looking:
             return
         self._due = True
+        if self._resting:
+            return
         self._forget_timer()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._look_on(), context=self._context)
@@ -46,7 +50,15 @@ class Looks(ABC):
         """Have a look in so many seconds, unless one is asked for before."""
         if self._looking:
             self._forget_timer()
-            self._timer = self._timers.call_later(max(0.0, seconds), self._look_now)
+            self._timer = self._timers.call_later(max(0.0, seconds), self._come)
+
+    def _come(self) -> None:
+        self._resting = False
+        self._look_now()
+
+    def _look_no_sooner(self) -> None:
+        """The look under way has failed: there is no other before the time that it returns."""
+        self._resting = True
 
     def _end_looking(self) -> None:
         """Begin no more looks. One that is under way goes on."""
@@ -66,7 +78,7 @@ class Looks(ABC):
     async def _look_on(self) -> None:
         seconds = 0.0
         try:
-            while self._due and self._looking:
+            while self._due and self._looking and not self._resting:
                 self._due = False
                 seconds = await self._look()
         finally:

@@ -52,7 +52,10 @@ def of(change: Change) -> Iterator[Announcement]:
 
 
 def stop_notice(command: Command, change: Change) -> str | None:
-    """What the device's socket is told when a command that it may be working on was canceled, as JSON."""
+    """What the device's socket is told when a command that it may be working on was canceled, as JSON.
+
+    Nothing for one that `stopped` after it was told to.
+    """
     if not is_stopped(command) or change.change != "updated":
         return None
     return orjson.dumps({"requestId": change.request_id, "payload": stop_payload(command)}).decode()

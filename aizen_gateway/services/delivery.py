@@ -14,7 +14,7 @@ import structlog
 from ..domain import views
 from ..domain.clock import from_ms, rfc3339
 from ..domain.errors import CommandNotFound, Unavailable
-from ..domain.lifecycle import after_ms, due_at, is_stopped
+from ..domain.lifecycle import after_ms, due_at
 from ..domain.records import Command
 from ..domain.reporting import Report, require_lease
 from ..domain.values import CommandStatus, DeviceCaller, Origin, ResultStatus
@@ -185,11 +185,10 @@ class Delivery:
         await self._returns.release(caller, command_id, claim_token, from_ms(caller.now_ms), origin)
         return {"success": True}
 
-    async def to_stop(self, caller: DeviceCaller, ids: Sequence[UUID]) -> Sequence[Command]:
-        """Those of `ids` that their device is to stop: canceled while it had them. Raises `Unavailable`."""
+    async def of_device(self, caller: DeviceCaller, ids: Sequence[UUID]) -> Sequence[Command]:
+        """Those of `ids` that are commands of the device, as they are now. Raises `Unavailable`."""
         rows = await self._database.fetch(_SQL["read_commands"], list(ids))
-        commands = [command_of(row) for row in rows if row["device_uid"] == caller.uid]
-        return [command for command in commands if is_stopped(command)]
+        return [command_of(row) for row in rows if row["device_uid"] == caller.uid]
 
     async def read(self, caller: DeviceCaller, command_id: UUID) -> dict[str, Any]:
         """A command as its device may see it; reading never changes a claim. Raises `CommandNotFound`."""

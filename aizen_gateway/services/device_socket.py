@@ -62,6 +62,7 @@ class DeviceSocket(Looks):
         "_caller",
         "_change",
         "_early",
+        "_ended_at",
         "_heard_text_at",
         "_leases",
         "_loop",
@@ -100,6 +101,7 @@ class DeviceSocket(Looks):
         self._early: list[str] | None = []
         self._sure_until = float("-inf")
         self._heard_text_at = float("-inf")
+        self._ended_at = float("inf")
         self._session_ends = 0.0
         self._loop = asyncio.get_running_loop()
         # After the first look, or at the end: what the device says is done after it was announced.
@@ -170,11 +172,11 @@ class DeviceSocket(Looks):
     def _hear_of_command(self, kind: str, rest: str) -> None:
         if kind == "canceled":
             notice = orjson.loads(rest)
-            self._ahead.tell_canceled(notice["payload"], notice["requestId"])
+            self._ahead.hear(UUID(notice["payload"]["id"]), (notice["payload"], notice["requestId"]))
             return
         self._nothing_waits = False
         if kind == "ended":
-            self._ahead.drop(UUID(rest))
+            self._ahead.hear(UUID(rest), None)
         elif rest and self._ahead.has(UUID(rest)):
             # It waits again; or it did, when this was sent, and has been pushed since.
             self._doubt()
@@ -225,6 +227,7 @@ class DeviceSocket(Looks):
         return min(self._session_ends, self._sure_until)
 
     def _ended(self) -> None:
+        self._ended_at = min(self._ended_at, self._loop.time())
         self._end_looking()
         self._settle()
 
@@ -250,6 +253,8 @@ class DeviceSocket(Looks):
         try:
             return await self._step()
         except Unavailable:
+            # Its own failure may be heard as a hint: what could not be confirmed waits again.
+            self._look_no_sooner()
             return _RETRY * random.uniform(0.5, 1.5)
         except Unauthenticated:
             await self.signed_out()
@@ -326,4 +331,4 @@ class DeviceSocket(Looks):
 
     def give_back(self) -> None:
         """The socket has ended: hand back what was pushed just before and cannot have been taken."""
-        self._ahead.give_back(self._heard_text_at)
+        self._ahead.give_back(self._ended_at, self._heard_text_at)

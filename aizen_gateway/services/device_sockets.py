@@ -87,8 +87,9 @@ class DeviceSockets:
                 await socket.stopped()
             finally:
                 self._unsaid[connection_id] = socket.device_id
-            await self._say_ended(connection_id)
+            # Before a Redis that is slow to hear of the end.
             socket.give_back()
+            await self._say_ended(connection_id)
         finally:
             self._bus.detach(socket.channel, socket)
 

@@ -6,22 +6,28 @@ What counts as pushed agrees with the leases of Redis, which the socket learns o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from ..domain import views
+from ..domain.lifecycle import HELD, is_stopped
 from ..domain.records import Command
 from ..domain.values import DeviceCaller, Origin
 from ..realtime.connection import Connection
 from ..realtime.frames import frame
 from .announcements import stop_payload
-from .claiming import Claiming
+from .claiming import Claim, Claiming
 from .delivery import Delivery
 
 # Seconds. What was pushed less than this before the end, and after which nothing came, was not taken.
 _TAKEN_AFTER = 5.0
+# Hints that wait for what is being claimed; when there are more, what was claimed is looked at anew.
+_MOST_MEANWHILE = 16
+
+# What a canceled command's device is told: `command_canceled` and the request id.
+Notice = tuple[Mapping[str, Any], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Prefetch:
         "_claiming",
         "_connection",
         "_delivery",
+        "_meanwhile",
         "_options",
         "_origin",
         "_pushed",
@@ -76,6 +83,8 @@ class Prefetch:
         self._pushed: dict[UUID, Pushed] = {}
         # Canceled commands of which the device has been told.
         self._told: frozenset[UUID] = frozenset()
+        # What is heard while commands are claimed, for it may be about them: with a notice, or that one has ended.
+        self._meanwhile: list[tuple[UUID, Notice | None]] | None = None
 
     def has(self, command_id: UUID) -> bool:
         """Whether a command was pushed, and has not ended."""
@@ -87,9 +96,20 @@ class Prefetch:
         now = asyncio.get_running_loop().time()
         return any(pushed.leased_until <= now for pushed in self._pushed.values())
 
-    def drop(self, command_id: UUID) -> None:
-        """A command has ended: there is room for another."""
-        self._pushed.pop(command_id, None)
+    def hear(self, command_id: UUID, notice: Notice | None) -> None:
+        """A command is to stop, with its `notice`, or it has ended, and there is room for another."""
+        unknown = self._meanwhile is not None and command_id not in self._pushed
+        if unknown and len(self._meanwhile or ()) < _MOST_MEANWHILE:
+            assert self._meanwhile is not None
+            self._meanwhile.append((command_id, notice))
+        else:
+            self._act(command_id, notice)
+
+    def _act(self, command_id: UUID, notice: Notice | None) -> None:
+        if notice is None:
+            self._pushed.pop(command_id, None)
+        else:
+            self._tell_canceled(command_id, *notice)
 
     def forget(self, command_id: UUID, claim_token: str) -> bool:
         """The device is done with a command; whether it was the one that was pushed, and not a newer claim."""
@@ -99,24 +119,31 @@ class Prefetch:
         del self._pushed[command_id]
         return True
 
-    def tell_canceled(self, payload: Mapping[str, Any], request_id: str | None) -> None:
+    def _tell_canceled(self, command_id: UUID, payload: Mapping[str, Any], request_id: str | None) -> None:
         """Tell the device to stop a command."""
-        self._told |= {UUID(payload["id"])}
+        self._told |= {command_id}
         self._connection.send(frame("command_canceled", payload, request_id))
 
     async def agree(self, caller: DeviceCaller, leases: Mapping[UUID, float]) -> None:
-        """Make what counts as pushed agree with the leases that there are, and tell of cancels that were missed."""
+        """Make what counts as pushed agree with the leases that there are, and tell of cancels that were missed.
+
+        A command that was claimed anew counts no longer: by whomever, it is not what was pushed here.
+        """
         if not (leases or self._pushed or self._told):
             return
         now = asyncio.get_running_loop().time()
-        asked = (leases.keys() | self._pushed.keys()) - self._told
-        for command in await self._delivery.to_stop(caller, list(asked)) if asked else ():
-            self.tell_canceled(stop_payload(command), None)
+        asked = self._pushed.keys() | (leases.keys() - self._told)
+        held: dict[UUID, str | None] = {}
+        for command in await self._delivery.of_device(caller, list(asked)) if asked else ():
+            if is_stopped(command) and command.id not in self._told:
+                self._tell_canceled(command.id, stop_payload(command), None)
+            if command.status in HELD:
+                held[command.id] = command.claim_token
         self._told = self._told.intersection(leases)
         self._pushed = {
             command_id: replace(pushed, leased_until=now + leases[command_id])
             for command_id, pushed in self._pushed.items()
-            if command_id in leases
+            if command_id in leases and held.get(command_id) == pushed.command.claim_token
         }
 
     async def fill(self) -> float:
@@ -127,10 +154,9 @@ class Prefetch:
         free = self._options.prefetch - len(self._pushed)
         if free > 0 and not self._connection.ending:
             claim = self._claiming.begin(self._token, free, self._options.visibility_ms, self._origin, pushed=True)
-            commands = await claim.attempt(counted=False)
-            self._caller = claim.caller
-            for command in commands:
-                self._push(command, views.claimed_view(command, claim.now))
+            commands, sure = await self._push_what_comes(claim)
+            if not sure:
+                return 0.0
             if len(commands) < free:
                 ends = claim.next_lease_end_s
                 return float("inf") if ends is None else ends
@@ -140,22 +166,39 @@ class Prefetch:
             0.0, min(pushed.leased_until for pushed in self._pushed.values()) - asyncio.get_running_loop().time()
         )
 
-    def _push(self, command: Command, view: views.View) -> None:
+    async def _push_what_comes(self, claim: Claim) -> tuple[Sequence[Command], bool]:
+        """Claim and push; return what was pushed, and whether all is known that was heard of it meanwhile."""
+        heard = self._meanwhile = []
+        try:
+            commands = await claim.attempt(counted=False)
+            self._caller = claim.caller
+            # What was heard of them may be forgotten: as leases that have run out they are looked at anew.
+            sure = len(heard) < _MOST_MEANWHILE or not commands
+            for command in commands:
+                self._push(command, views.claimed_view(command, claim.now), sure=sure)
+        finally:
+            # Whatever came of it: what it was not about was for others that the device has.
+            self._meanwhile = None
+            for command_id, notice in heard:
+                self._act(command_id, notice)
+        return commands, sure
+
+    def _push(self, command: Command, view: views.View, *, sure: bool) -> None:
         now = asyncio.get_running_loop().time()
-        self._pushed[command.id] = Pushed(command, now, now + view["leaseMs"] / 1000)
+        self._pushed[command.id] = Pushed(command, now, now + view["leaseMs"] / 1000 if sure else now)
         self._told -= {command.id}
         self._connection.send(frame("command", view, command.request_id))
 
-    def give_back(self, heard_text_at: float) -> None:
+    def give_back(self, ended_at: float, heard_text_at: float) -> None:
         """The socket has ended: hand back what was pushed just before and cannot have been taken.
 
-        `heard_text_at` is when something came from the device last (the loop's clock, seconds).
+        `ended_at` is when it ended, and `heard_text_at` when something came from the device last (the loop's clock,
+        seconds).
         """
-        now = asyncio.get_running_loop().time()
         untaken = [
             pushed.command
             for pushed in self._pushed.values()
-            if now - pushed.sent_at < _TAKEN_AFTER and heard_text_at < pushed.sent_at
+            if ended_at - pushed.sent_at < _TAKEN_AFTER and heard_text_at < pushed.sent_at
         ]
         if untaken:
             assert self._caller is not None

@@ -91,7 +91,7 @@ class Returns:
                 raise InvalidClaimToken
             if command.status is CommandStatus.CANCEL_REQUESTED:
                 after = moved(command, CommandStatus.CANCELED, completed_at=now)
-                await save_command(transaction, after, "command.canceled", actor, {"released": True})
+                await save_command(transaction, after, "command.canceled", actor, {"released": True}, change="stopped")
             else:
                 after = moved(
                     command,

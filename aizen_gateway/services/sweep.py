@@ -13,7 +13,7 @@ import structlog
 from ..domain.clock import from_ms
 from ..domain.errors import Unavailable
 from ..domain.lifecycle import lapse, lapsed
-from ..domain.values import GATEWAY, NOWHERE
+from ..domain.values import GATEWAY, NOWHERE, CommandStatus
 from ..storage import queries
 from ..storage.postgres import Database
 from ..storage.redis_store import RedisStore
@@ -55,7 +55,10 @@ class Sweep:
             for row in rows:
                 command = command_of(row)
                 if (change := lapse(command, now)) is not None:
-                    await save_command(transaction, lapsed(command, change, now), change.event, GATEWAY)
+                    # Its device was told to stop already.
+                    how = "stopped" if command.status is CommandStatus.CANCEL_REQUESTED else "updated"
+                    after = lapsed(command, change, now)
+                    await save_command(transaction, after, change.event, GATEWAY, change=how)
         await self._dispatcher.dispatch(transaction.changes)
         return len(rows)
 

@@ -16,37 +16,12 @@ from aizen_gateway.domain.errors import InvalidClaimToken, Unavailable
 from aizen_gateway.domain.values import NOWHERE
 from aizen_gateway.services import returns
 from tests.support.bench import Bench, BenchDevice
+from tests.support.gate import commits, commits_wait
 from tests.support.proxy import Wire
 from tests.support.waiting import eventually
 
-_GATE = 4711
-# At the commit of a claim: it waits as long as somebody else holds the gate.
-_WAIT_AT_COMMIT = f"""
-create function wait_at_the_gate() returns trigger language plpgsql as
-$$ begin perform pg_advisory_xact_lock_shared({_GATE}); return null; end $$;
-create constraint trigger waits after update on aizen.commands
-deferrable initially deferred for each row
-when (new.status = 'claimed' and old.status = 'queued' and new.reason = 'gate') execute function wait_at_the_gate()
-"""
-_WAITING = """select count(*) from pg_stat_activity
-              where datname = current_database() and wait_event = 'advisory' and query = 'commit'"""
-
 _HELD_UP = """select count(*) from pg_stat_activity
               where datname = current_database() and wait_event_type = 'Lock' and query like '%lease_end%'"""
-
-
-@asynccontextmanager
-async def _commits_wait(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Inside, who commits a claim waits. Yields a connection of the test's own."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        await connection.execute(_WAIT_AT_COMMIT)
-        await connection.execute("select pg_advisory_lock($1)", _GATE)
-        yield connection
-    finally:
-        # Whatever happened before: nothing else could end.
-        await connection.execute("select pg_advisory_unlock_all()")
-        await connection.close()
 
 
 @asynccontextmanager
@@ -56,10 +31,6 @@ async def _line(url: str) -> AsyncIterator[tuple[Wire, str]]:
     assert port is not None
     async with Wire.to(port) as wire:
         yield wire, wire.through(url)
-
-
-async def _commits(connection: asyncpg.Connection) -> None:
-    await eventually(lambda: connection.fetchval(_WAITING), lambda count: count == 1)
 
 
 async def _waits_again(connection: asyncpg.Connection, device: BenchDevice) -> None:
@@ -77,9 +48,9 @@ async def _waits_again(connection: asyncpg.Connection, device: BenchDevice) -> N
 async def test_a_claim_that_is_broken_off_while_it_commits_is_handed_back(bench: Bench) -> None:
     device = await bench.device("lost-broken-off")
     await bench.submit(await bench.open_session(device.device_id), reason="gate")
-    async with _commits_wait(bench.database_url) as connection:
+    async with commits_wait(bench.database_url) as connection:
         claim = asyncio.create_task(device.claim())
-        await _commits(connection)
+        await commits(connection)
         claim.cancel()
         with pytest.raises(asyncio.CancelledError):
             await claim
@@ -90,11 +61,11 @@ async def test_a_claim_that_is_broken_off_while_it_commits_is_handed_back(bench:
 async def test_a_claim_whose_commit_is_not_answered_is_handed_back(bench: Bench, redis_url: str) -> None:
     device = await bench.device("lost-answer")
     await bench.submit(await bench.open_session(device.device_id), reason="gate")
-    async with _line(bench.database_url) as (wire, url), _commits_wait(bench.database_url) as connection:
+    async with _line(bench.database_url) as (wire, url), commits_wait(bench.database_url) as connection:
         elsewhere = await Bench.open(url, redis_url, bench.customer_id)
         device.bench = elsewhere
         claim = asyncio.create_task(device.claim())
-        await _commits(connection)
+        await commits(connection)
         wire.reset()
         with pytest.raises(Unavailable):
             await claim
@@ -107,7 +78,7 @@ async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(b
     device = await bench.device("lost-part")
     session = await bench.open_session(device.device_id)
     first, second = await bench.submit(session), await bench.submit(session, reason="gate")
-    async with _line(bench.database_url) as (wire, url), _commits_wait(bench.database_url) as connection:
+    async with _line(bench.database_url) as (wire, url), commits_wait(bench.database_url) as connection:
         elsewhere = await Bench.open(url, redis_url, bench.customer_id)
         device.bench = elsewhere
         holder = await asyncpg.connect(bench.database_url)
@@ -117,7 +88,7 @@ async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(b
             claim = asyncio.create_task(device.claim(limit=2))
             await eventually(lambda: connection.fetchval(_HELD_UP), lambda count: count == 1)
         await holder.close()
-        await _commits(connection)
+        await commits(connection)
         wire.reset()
         assert [claimed["id"] for claimed in await claim] == [first["id"]]
         await connection.execute("select pg_advisory_unlock_all()")
@@ -158,9 +129,9 @@ async def test_a_claim_that_commits_while_the_gateway_ends_is_handed_back(bench:
     device = await bench.device("lost-at-the-end")
     await bench.submit(await bench.open_session(device.device_id), reason="gate")
     elsewhere = await Bench.open(bench.database_url, bench.redis_url, bench.customer_id)
-    async with _commits_wait(bench.database_url) as connection:
+    async with commits_wait(bench.database_url) as connection:
         claim = asyncio.create_task(replace(device, bench=elsewhere).claim())
-        await _commits(connection)
+        await commits(connection)
         await elsewhere.parts.claiming.close()
         with pytest.raises(Unavailable):
             await claim

@@ -136,3 +136,30 @@ async def test_a_cancel_that_nobody_answers_ends_with_the_lease_and_is_not_pushe
         await comes_to(line.world, {**command, "sessionId": line.session_id}, "canceled")
         following = await line.submit()
         assert (await pushed(socket))["id"] == following["id"]
+        # It has been told once.
+        assert await socket.silent(_QUIET)
+        assert socket.earlier == []
+
+
+async def test_a_device_that_hands_back_what_it_is_to_stop_is_not_told_again(line: Line) -> None:
+    async with device_socket(line.device) as socket:
+        command = await line.submit()
+        claimed = await pushed(socket)
+        await cancel(line, command)
+        await canceled(socket)
+        body = {"commandId": claimed["id"], "claimToken": claimed["claimToken"]}
+        assert await socket.ask("release", body, answer="ack") == {"success": True}
+        await comes_to(line.world, {**command, "sessionId": line.session_id}, "canceled")
+        # Whatever was said of the first one was said before.
+        following = await line.submit()
+        assert (await pushed(socket))["id"] == following["id"]
+        assert socket.earlier == []
+
+
+async def test_a_cancel_that_is_forced_after_a_plain_one_is_told_too(line: Line) -> None:
+    async with device_socket(line.device) as socket:
+        command = await line.submit()
+        await pushed(socket)
+        for force in (False, True):
+            await cancel(line, command, force=force)
+            assert (await canceled(socket))["id"] == command["id"]

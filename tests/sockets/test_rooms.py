@@ -103,6 +103,14 @@ async def test_leaving_a_room_that_was_not_joined_is_no_failure(line: Line) -> N
         assert await socket.ask("unsubscribe", {"room": room}, answer="unsubscribed") == {"room": room}
 
 
+async def test_the_last_event_is_of_no_use_to_one_who_leaves_and_no_failure(line: Line) -> None:
+    async with portal_socket(line.world.owner) as socket:
+        for last in ("1-1", "unknown", None):
+            await subscribe(socket)
+            left = await socket.ask("unsubscribe", {"room": "customer", "lastEventId": last}, answer="unsubscribed")
+            assert left == {"room": "customer"}
+
+
 async def test_a_socket_hears_nothing_before_it_joins_and_nothing_after_it_left(line: Line) -> None:
     async with portal_socket(line.world.owner) as socket:
         await line.submit()

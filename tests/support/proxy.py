@@ -126,6 +126,7 @@ class Wire:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._refusing = False
         self._tried = asyncio.Event()
         self._ends: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -162,6 +163,15 @@ class Wire:
         self._open.clear()
         self._tried.clear()
 
+    def refuse(self) -> None:
+        """Reset every connection, and each new one until `accept`."""
+        self._refusing = True
+        self.reset()
+
+    def accept(self) -> None:
+        """Let connections through that are new."""
+        self._refusing = False
+
     async def held_up(self) -> None:
         """Return when something has been sent, in either direction, that does not get through."""
         await self._tried.wait()
@@ -182,6 +192,9 @@ class Wire:
         self._ends.add(writer)
         try:
             await self._open.wait()
+            if self._refusing:
+                _reset(writer)
+                return
             try:
                 far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
             except OSError:

@@ -60,6 +60,15 @@ class SubscribeMessage(RoomMessage):
     )
 
 
+class UnsubscribeMessage(RoomMessage):
+    last_event_id = fields.String(
+        data_key="lastEventId",
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "Ignored; here because `subscribe` has it."},
+    )
+
+
 class JoinRoomsMessage(CustomerBody):
     pass
 

@@ -63,6 +63,8 @@ class PortalTalk:
         await self._socket.subscribe(**payload, request_id=message.request_id)
 
     async def unsubscribe(self, _message: Message, payload: Payload, _origin: Origin) -> Payload:
+        # Of no use here.
+        payload.pop("last_event_id")
         return await self._socket.unsubscribe(**payload)
 
     async def join_rooms(self, _message: Message, _payload: Payload, _origin: Origin) -> Payload:
@@ -91,7 +93,9 @@ CUSTOMER_MESSAGES: Mapping[str, Kind] = {
     "subscribe": Kind(
         s.SubscribeMessage(), "subscribed", PortalTalk.subscribe, "Join a room, and resume", v.Subscribed()
     ),
-    "unsubscribe": Kind(s.RoomMessage(), "unsubscribed", PortalTalk.unsubscribe, "Leave a room", v.Unsubscribed()),
+    "unsubscribe": Kind(
+        s.UnsubscribeMessage(), "unsubscribed", PortalTalk.unsubscribe, "Leave a room", v.Unsubscribed()
+    ),
     "join_rooms": Kind(
         s.JoinRoomsMessage(), "rooms_joined", PortalTalk.join_rooms, "Join the room `customer`", v.RoomsJoined()
     ),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from aiohttp import web
 
 from ...domain.clock import from_ms, rfc3339
-from ...domain.errors import CommandNotFound, Unauthenticated
+from ...domain.errors import (
+    ClaimExpired,
+    CommandAlreadyCompleted,
+    CommandCanceled,
+    CommandNotFound,
+    InvalidClaimToken,
+    Unauthenticated,
+)
 from ...domain.values import DeviceCaller, Origin
 from ...logs import bind_context
 from ...realtime.close_codes import CloseCode
@@ -29,6 +37,9 @@ from .messages import Kind, Message, error_frame, understood
 from .wire import SocketWire, WebSocket
 
 Payload = dict[str, Any]
+
+# What tells that a claim is over, whoever ended it.
+_OVER = (ClaimExpired, CommandAlreadyCompleted, CommandCanceled, InvalidClaimToken)
 
 
 class DeviceTalk:
@@ -78,19 +89,31 @@ class DeviceTalk:
 
     async def extend(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
-        return await self._services.delivery.extend(await self._caller(), command_id, **payload, origin=origin)
+        with self._claim_over(command_id, payload["claim_token"]):
+            return await self._services.delivery.extend(await self._caller(), command_id, **payload, origin=origin)
 
     async def release(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
-        answer = await self._services.delivery.release(await self._caller(), command_id, **payload, origin=origin)
+        with self._claim_over(command_id, payload["claim_token"]):
+            answer = await self._services.delivery.release(await self._caller(), command_id, **payload, origin=origin)
         self._socket.forget(command_id, payload["claim_token"])
         return answer
 
     async def command_result(self, _message: Message, payload: Payload, origin: Origin) -> Payload:
         command_id = _command_id(payload)
-        answer = await self._services.delivery.report(await self._caller(), command_id, **payload, origin=origin)
+        with self._claim_over(command_id, payload["claim_token"]):
+            answer = await self._services.delivery.report(await self._caller(), command_id, **payload, origin=origin)
         self._socket.forget(command_id, payload["claim_token"])
         return answer
+
+    @contextmanager
+    def _claim_over(self, command_id: UUID, claim_token: str) -> Iterator[None]:
+        """Inside, what is refused because the claim is over takes no more room than what is done."""
+        try:
+            yield
+        except _OVER:
+            self._socket.forget(command_id, claim_token)
+            raise
 
     async def connected(self, _message: Message, _payload: Payload, _origin: Origin) -> None:
         return None
