@@ -218,6 +218,15 @@ def test_a_delivery_after_the_result_was_taken_is_seen() -> None:
     assert "delivered after its result had been taken" in ledger.violations[0]
 
 
+def test_an_answer_may_come_after_that_of_the_next_claim() -> None:
+    again = replace(_DIAGNOSTIC, attempt=2, token="token-2", granted_ms=2_000)
+    ledger = lived(again)
+    ledger.delivered(_DIAGNOSTIC, 2_000)
+    assert ledger.violations == []
+    ledger.delivered(replace(_DIAGNOSTIC, token="token-0", granted_ms=500), 1_001)
+    assert "granted anew 1 ms before" in ledger.violations[0]
+
+
 def test_a_refused_result_needs_a_newer_claim() -> None:
     ledger = lived(taken=False)
     ledger.refused("id", 1)
