@@ -59,13 +59,18 @@ class SocketClient:
 
     async def ask(self, type: str, payload: Mapping[str, Any] | None = None, *, answer: str) -> dict[str, Any]:
         """Send a message and return the payload of its answer, which must be of type `answer`."""
+        frame = await self.ask_or_fail(type, payload, answer=answer)
+        assert frame["type"] == answer, frame
+        return dict(frame["payload"])
+
+    async def ask_or_fail(self, type: str, payload: Mapping[str, Any] | None = None, *, answer: str) -> dict[str, Any]:
+        """Send a message and return its answer, which is of type `answer` or an error."""
         request_id = f"ask-{id(payload)}-{type}"
         await self.send(type, payload, request_id)
         while True:
             frame = await self.receive()
             if frame.get("requestId") == request_id and frame["type"] in (answer, "error"):
-                assert frame["type"] == answer, frame
-                return dict(frame["payload"])
+                return frame
             self.earlier.append(frame)
 
     async def closed(self) -> int | None:
