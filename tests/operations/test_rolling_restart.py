@@ -46,7 +46,7 @@ async def test_a_rolling_restart_drops_nothing(
                     assert await instances[number].run.stop() == 0
                     instances[number] = await start_gateway_process(AIZEN_PORT=str(port), **_NO_LIMITS)
             await traffic.goes_on()
-            traffic.submitting = False
+            await traffic.submit_no_more()
             await eventually(lambda: _everybody_heard(traffic), bool, within=30)
     assert traffic.failures == []
     # What was accepted was run, once each.

@@ -10,10 +10,18 @@ import asyncpg
 from .waiting import eventually
 
 _GATE = 4711
-# At the commit of a claim: it waits as long as somebody else holds the gate.
+# At the commit of a claim: it waits as long as somebody else holds the gate, and no request to stop comes in time.
 _WAIT_AT_COMMIT = f"""
 create function wait_at_the_gate() returns trigger language plpgsql as
-$$ begin perform pg_advisory_xact_lock_shared({_GATE}); return null; end $$;
+$$ begin
+  loop
+    begin
+      perform pg_advisory_xact_lock_shared({_GATE});
+      return null;
+    exception when query_canceled then
+    end;
+  end loop;
+end $$;
 create constraint trigger waits after update on aizen.commands
 deferrable initially deferred for each row
 when (new.status = 'claimed' and old.status = 'queued' and new.reason = 'gate') execute function wait_at_the_gate()

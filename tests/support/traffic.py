@@ -54,7 +54,8 @@ class Traffic:
     # Seconds from the end of a socket until its client was greeted on the next.
     absences: list[float] = field(default_factory=list)
     hearings: list[Hearing] = field(default_factory=list)
-    submitting: bool = True
+    _submitting: bool = True
+    _submitters: list[asyncio.Task[None]] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @asynccontextmanager
@@ -71,7 +72,8 @@ class Traffic:
                 room = asyncio.Semaphore(_AHEAD)
                 self._start(attend(device, room))
                 session = await self.world.owner.open_session(device.device_id)
-                self._start(self._submit(session["id"], room, remediation=number % 2 == 1))
+                submit = self._submit(session["id"], room, remediation=number % 2 == 1)
+                self._submitters.append(self._start(submit))
         try:
             yield
         finally:
@@ -86,10 +88,16 @@ class Traffic:
             assert not self.failures, self.failures
             await asyncio.sleep(_PAUSE_S)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    async def submit_no_more(self) -> None:
+        """Let users end what they are about to submit or to approve; everybody else goes on."""
+        self._submitting = False
+        await asyncio.wait(self._submitters)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.append(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -118,7 +126,7 @@ class Traffic:
     async def _submit(self, session_id: str, room: asyncio.Semaphore, *, remediation: bool) -> None:
         """A user, who approves remediations too."""
         path = f"{API}/customer/sessions/{session_id}"
-        while self.submitting:
+        while self._submitting:
             await room.acquire()
             body = {"type": "restart_dhcp" if remediation else "ping"}
             call = self.world.owner.post(f"{path}/commands", body, Idempotency_Key=str(uuid4()))
