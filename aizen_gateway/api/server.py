@@ -6,9 +6,8 @@ By itself the framework drops bodies that are still on their way when it stops.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from contextlib import suppress
+from itertools import chain
 from typing import Any, cast
 
 from aiohttp import web
@@ -17,6 +16,11 @@ from aiohttp.web_protocol import RequestHandler
 from .deadlines import Deadlines
 from .direct import Serve, direct
 from .http_connection import HttpConnection, TimeLimits
+from .listeners import accepted, listeners, pass_over
+
+# Seconds that a handshake takes which has begun: a way there and back between a balancer and its instances. Who comes
+# meanwhile has to ask a second time, so no longer.
+_HANDSHAKE_S = 0.002
 
 
 class GatewayRunner(web.AppRunner):
@@ -56,12 +60,15 @@ class GatewayRunner(web.AppRunner):
 
         On a socket of the service manager clients go on to queue, for the next process. May be called again.
         """
-        for site in self.sites:
-            queues = [] if isinstance(site, web.SockSite) else _listeners(site)
+        queues = {site: [] if isinstance(site, web.SockSite) else listeners(site) for site in self.sites}
+        for listener in chain.from_iterable(queues.values()):
+            pass_over(listener)
+        await asyncio.sleep(_HANDSHAKE_S)
+        for site, own in queues.items():
             await site.stop()
-            for listener in queues:
+            for listener in own:
                 with listener:
-                    waiting = _accepted(listener)
+                    waiting = accepted(listener)
                 for connection in waiting:
                     with suppress(OSError):
                         await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
@@ -92,24 +99,6 @@ class GatewayRunner(web.AppRunner):
             if connection.transport is not None:
                 connection.transport.abort()
         return len(left)
-
-
-def _listeners(site: web.BaseSite) -> list[socket.socket]:
-    """What `site` listens on, to be read on when the site has stopped."""
-    server = cast("asyncio.Server | None", site._server)
-    return [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets] if server else []
-
-
-def _accepted(listener: socket.socket) -> list[socket.socket]:
-    """Take all that wait."""
-    listener.setblocking(False)
-    taken: list[socket.socket] = []
-    with suppress(OSError):
-        while True:
-            taken.append(listener.accept()[0])
-    for connection in taken:
-        connection.setblocking(False)
-    return taken
 
 
 class Server(web.Server):
