@@ -145,12 +145,15 @@ class Dispatcher:
 
     async def _tell_of_device(self, change: Change, device: Device) -> None:
         if change.change in ENDING:
-            offline = change.change in ("suspended", "deleted")
-            await self._sessions.revoke(device.id, device.credential_epoch, change.change, offline=offline)
+            await self._revoke(device, change.change)
         for published in self._announce(change):
             await published
         if change.change == "deleted":
             await self._sessions.forget(device.id, device.uid, device.credential_epoch)
+
+    async def _revoke(self, device: Device, why: str) -> None:
+        offline = why in ("suspended", "deleted")
+        await self._sessions.revoke(device.id, device.credential_epoch, why, offline=offline)
 
     def _announce(self, change: Change) -> Iterator[Awaitable[str]]:
         for told in announcements.of(change):
@@ -211,7 +214,7 @@ class Dispatcher:
             for row in rows:
                 device, gone = device_of(row), row["deleted_at"] is not None
                 why = "deleted" if gone else "suspended" if device.suspended_at else "rotated"
-                await self._sessions.revoke(device.id, device.credential_epoch, why, offline=why != "rotated")
+                await self._revoke(device, why)
             count += len(rows)
             last = rows[-1]["voided_at"], rows[-1]["audit_id"]
         return count

@@ -98,10 +98,9 @@ class Prefetch:
 
     def hear(self, command_id: UUID, notice: Notice | None) -> None:
         """A command is to stop, with its `notice`, or it has ended, and there is room for another."""
-        unknown = self._meanwhile is not None and command_id not in self._pushed
-        if unknown and len(self._meanwhile or ()) < _MOST_MEANWHILE:
-            assert self._meanwhile is not None
-            self._meanwhile.append((command_id, notice))
+        heard = self._meanwhile
+        if heard is not None and command_id not in self._pushed and len(heard) < _MOST_MEANWHILE:
+            heard.append((command_id, notice))
         else:
             self._act(command_id, notice)
 

@@ -51,22 +51,18 @@ class RoomMessage(CustomerBody):
     device_id = Text(64, 1, data_key="deviceId", load_default=None)
 
 
-class SubscribeMessage(RoomMessage):
-    last_event_id = fields.String(
-        data_key="lastEventId",
-        allow_none=True,
-        load_default=None,
-        metadata={"description": "The last event that was seen; what came after it is replayed."},
+def _last_event_id(description: str) -> fields.String:
+    return fields.String(
+        data_key="lastEventId", allow_none=True, load_default=None, metadata={"description": description}
     )
+
+
+class SubscribeMessage(RoomMessage):
+    last_event_id = _last_event_id("The last event that was seen; what came after it is replayed.")
 
 
 class UnsubscribeMessage(RoomMessage):
-    last_event_id = fields.String(
-        data_key="lastEventId",
-        allow_none=True,
-        load_default=None,
-        metadata={"description": "Ignored; here because `subscribe` has it."},
-    )
+    last_event_id = _last_event_id("Ignored; here because `subscribe` has it.")
 
 
 class JoinRoomsMessage(CustomerBody):
