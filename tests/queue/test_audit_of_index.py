@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -69,9 +68,7 @@ async def test_what_is_handed_back_while_its_lease_is_told_can_be_claimed_at_onc
     command = await bench.submit(await bench.open_session(device.device_id))
     (claimed,) = await device.claim()
     await bench.parts.database.execute(_LEFT_BEHIND, UUID(command["id"]))
-    port = urlsplit(bench.redis_url).port
-    assert port is not None
-    async with Wire.to(port) as wire:
+    async with Wire.to_server(bench.redis_url) as wire:
         slow = await Bench.open(bench.database_url, wire.through(bench.redis_url), bench.customer_id)
         try:
             await slow.parts.store.call("PING")
@@ -153,9 +150,7 @@ async def test_an_audit_that_failed_is_made_again_by_whoever_looks_next(
     command = await bench.submit(await bench.open_session(device.device_id))
     await bench.parts.store.call("DEL", keys.AUDIT_LOCK, *DeviceKeys.of(device.device_id).queue)
     monkeypatch.setattr(recovery, "_AUDIT_EVERY_S", 0.0)
-    port = urlsplit(bench.database_url).port
-    assert port is not None
-    async with Wire.to(port) as wire:
+    async with Wire.to_server(bench.database_url) as wire:
         cut = await Bench.open(wire.through(bench.database_url), bench.redis_url, bench.customer_id)
         try:
             wire.block()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from aizen_gateway.domain.errors import InvalidClaimToken, Unavailable
+from aizen_gateway.domain.records import Command
 from aizen_gateway.domain.values import NOWHERE
 from aizen_gateway.services import returns
+from aizen_gateway.services.claiming import Claim
 from tests.support.bench import Bench, BenchDevice
 from tests.support.gate import commits, commits_wait
 from tests.support.proxy import Wire
@@ -24,13 +23,18 @@ _HELD_UP = """select count(*) from pg_stat_activity
               where datname = current_database() and wait_event_type = 'Lock' and query like '%lease_end%'"""
 
 
-@asynccontextmanager
-async def _line(url: str) -> AsyncIterator[tuple[Wire, str]]:
-    """A line to a server that can be broken, and the server's URL by way of it."""
-    port = urlsplit(url).port
-    assert port is not None
-    async with Wire.to(port) as wire:
-        yield wire, wire.through(url)
+async def _claimed(bench: Bench, device: BenchDevice, *, pushed: bool = False) -> tuple[Claim, Command]:
+    """A command is submitted and claimed, which nobody has told the device."""
+    await bench.submit(await bench.open_session(device.device_id))
+    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE, pushed=pushed)
+    (command,) = await claim.attempt(counted=False)
+    return claim, command
+
+
+async def _give_up(bench: Bench, claim: Claim, command: Command) -> None:
+    """Whatever can be handed back has been when this returns."""
+    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
+    await bench.parts.returns.close()
 
 
 async def _waits_again(connection: asyncpg.Connection, device: BenchDevice) -> None:
@@ -61,8 +65,8 @@ async def test_a_claim_that_is_broken_off_while_it_commits_is_handed_back(bench:
 async def test_a_claim_whose_commit_is_not_answered_is_handed_back(bench: Bench, redis_url: str) -> None:
     device = await bench.device("lost-answer")
     await bench.submit(await bench.open_session(device.device_id), reason="gate")
-    async with _line(bench.database_url) as (wire, url), commits_wait(bench.database_url) as connection:
-        elsewhere = await Bench.open(url, redis_url, bench.customer_id)
+    async with Wire.to_server(bench.database_url) as wire, commits_wait(bench.database_url) as connection:
+        elsewhere = await Bench.open(wire.through(bench.database_url), redis_url, bench.customer_id)
         device.bench = elsewhere
         claim = asyncio.create_task(device.claim())
         await commits(connection)
@@ -78,8 +82,8 @@ async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(b
     device = await bench.device("lost-part")
     session = await bench.open_session(device.device_id)
     first, second = await bench.submit(session), await bench.submit(session, reason="gate")
-    async with _line(bench.database_url) as (wire, url), commits_wait(bench.database_url) as connection:
-        elsewhere = await Bench.open(url, redis_url, bench.customer_id)
+    async with Wire.to_server(bench.database_url) as wire, commits_wait(bench.database_url) as connection:
+        elsewhere = await Bench.open(wire.through(bench.database_url), redis_url, bench.customer_id)
         device.bench = elsewhere
         holder = await asyncpg.connect(bench.database_url)
         async with holder.transaction():
@@ -99,13 +103,10 @@ async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(b
 
 async def test_a_claim_that_its_device_has_extended_is_not_handed_back(bench: Bench) -> None:
     device = await bench.device("lost-not")
-    await bench.submit(await bench.open_session(device.device_id))
-    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE, pushed=True)
-    (command,) = await claim.attempt(counted=False)
+    claim, command = await _claimed(bench, device, pushed=True)
     claimed = {"id": str(command.id), "claimToken": command.claim_token}
     await device.extend(claimed, 200_000)
-    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
-    await bench.parts.returns.close()
+    await _give_up(bench, claim, command)
     assert await device.claim() == []
     assert (await device.report(claimed))["status"] == "succeeded"
 
@@ -116,11 +117,8 @@ async def test_a_claim_whose_turn_comes_too_late_is_not_handed_back(
     """Behind others that could not be handed back, say: by then its device may be at work."""
     monkeypatch.setattr(returns, "_TRY_FOR", 0.0)
     device = await bench.device("lost-late-turn")
-    await bench.submit(await bench.open_session(device.device_id))
-    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
-    (command,) = await claim.attempt(counted=False)
-    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
-    await bench.parts.returns.close()
+    claim, command = await _claimed(bench, device)
+    await _give_up(bench, claim, command)
     assert await device.claim() == []
     assert (await device.report({"id": str(command.id), "claimToken": command.claim_token}))["status"] == "succeeded"
 
@@ -158,8 +156,8 @@ async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offere
     claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
     (command,) = await claim.attempt(counted=False)
     connection = await asyncpg.connect(bench.database_url)
-    async with _line(redis_url) as (wire, url):
-        elsewhere = await Bench.open(bench.database_url, url, bench.customer_id)
+    async with Wire.to_server(redis_url) as wire:
+        elsewhere = await Bench.open(bench.database_url, wire.through(redis_url), bench.customer_id)
         device.bench = elsewhere
         # As the index is when a lease there was a short one.
         await bench.index.give_back(device.device_id, [command.id])
@@ -171,8 +169,7 @@ async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offere
             # What it tells the index comes late: after the hand-back.
             wire.block()
         await eventually(lambda: watcher.fetchrow(_HELD_UP), lambda row: row["count"] == 0)
-        bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
-        await bench.parts.returns.close()
+        await _give_up(bench, claim, command)
         wire.unblock()
         found = await other or await eventually(device.claim, lambda commands: len(commands) == 1)
         assert [(one["id"], one["attempt"]) for one in found] == [(submitted["id"], 1)]
@@ -182,10 +179,7 @@ async def test_what_is_handed_back_while_another_claim_mends_the_index_is_offere
 
 async def test_a_device_that_comes_late_with_a_claim_that_was_handed_back_is_told(bench: Bench) -> None:
     device = await bench.device("lost-late")
-    await bench.submit(await bench.open_session(device.device_id))
-    claim = bench.parts.claiming.begin(device.token, 1, 300_000, NOWHERE)
-    (command,) = await claim.attempt(counted=False)
-    bench.parts.claiming.give_up(claim.caller, [command], NOWHERE)
-    await bench.parts.returns.close()
+    claim, command = await _claimed(bench, device)
+    await _give_up(bench, claim, command)
     with pytest.raises(InvalidClaimToken):
         await device.extend({"id": str(command.id), "claimToken": command.claim_token}, 1_000)

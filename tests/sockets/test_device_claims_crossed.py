@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -21,12 +20,6 @@ from tests.support.raw_socket import raw_device
 from tests.support.sockets import device_socket
 
 
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port is not None
-    return port
-
-
 async def cancel(line: Line, command: dict[str, Any], **fields: Any) -> None:
     expect(await line.world.owner.cancel({**command, "sessionId": line.session_id}, **fields), 200)
 
@@ -36,7 +29,7 @@ async def cancel(line: Line, command: dict[str, Any], **fields: Any) -> None:
 async def test_a_cancel_that_is_heard_before_its_command_is_pushed_follows_it(
     line: Line, start_gateway: StartGateway, database_url: str, force: bool, others: int
 ) -> None:
-    async with Wire.to(port_of(database_url)) as wire, commits_wait(database_url) as gate:
+    async with Wire.to_server(database_url) as wire, commits_wait(database_url) as gate:
         gateway = await start_gateway(DATABASE_URL=wire.through(database_url))
         async with device_socket(line.at(gateway), "?prefetch=2") as socket:
             known = await line.submit()
@@ -97,7 +90,7 @@ async def test_a_pushed_command_that_was_claimed_anew_over_rest_takes_no_room(li
 async def test_a_socket_does_not_wake_itself_while_postgresql_refuses_connections(
     line: Line, start_gateway: StartGateway, database_url: str, valkey: Redis
 ) -> None:
-    async with Wire.to(port_of(database_url)) as wire, valkey.pubsub() as hints:
+    async with Wire.to_server(database_url) as wire, valkey.pubsub() as hints:
         gateway = await start_gateway(DATABASE_URL=wire.through(database_url))
         async with device_socket(line.at(gateway)) as socket:
             await hints.subscribe(DeviceKeys.of(line.device.device_id).channel)
@@ -120,7 +113,7 @@ async def test_a_socket_does_not_wake_itself_while_postgresql_refuses_connection
 async def test_what_nobody_can_have_taken_is_given_back_though_redis_is_slow(
     line: Line, start_gateway: StartGateway, redis_url: str
 ) -> None:
-    async with Wire.to(port_of(redis_url)) as wire:
+    async with Wire.to_server(redis_url) as wire:
         gateway = await start_gateway(REDIS_URL=wire.through(redis_url))
         command = await line.submit()
         async with raw_device(line.at(gateway)) as socket:

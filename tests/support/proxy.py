@@ -7,7 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -147,6 +147,13 @@ class Wire:
             for task in wire._carrying:
                 task.cancel()
             await asyncio.gather(*wire._carrying, return_exceptions=True)
+
+    @classmethod
+    def to_server(cls, url: str) -> AbstractAsyncContextManager[Wire]:
+        """As `to`, for the server of `url`, which `through` leads to by way of this line."""
+        port = urlsplit(url).port
+        assert port is not None
+        return cls.to(port)
 
     def through(self, url: str) -> str:
         """The URL of the server, by way of this line."""
