@@ -27,12 +27,17 @@ from .dispatch import Dispatcher
 
 _COMMANDS = queries.load("commands")
 _PAGE = 500
+# Less at a time while everything works, so that no caller waits for it.
+_AUDIT_PAGE = 100
 _LIVE = HELD | {CommandStatus.QUEUED}
 _LOOK_EVERY_S = 1.0
 _AUDIT_EVERY_S = 60.0
 # The mark is renewed at every look; it ends by itself where no gateway runs any more, and is then built anew.
 _EPOCH_TTL_MS = 86_400_000
 _AUDIT_LOCK_MS = 50_000
+# The more there is to compare, the longer all rest after it: what waits must not cost much just for waiting.
+_REST = 50
+_LONGEST_REST_MS = 600_000
 # Slots that move one after another are audited together.
 _MOVES_EVERY_S = 5.0
 # A replica that takes over may have missed what the lost server was told last: far more than it can be behind.
@@ -77,7 +82,7 @@ class Recovery:
         The most urgent come first: who claims meanwhile gets of its own what it would have got from the whole.
         """
         count = 0
-        async for page in self._live():
+        async for page in self._live(_PAGE):
             await self._dispatcher.index(page)
             count += len(page)
         return count
@@ -91,7 +96,7 @@ class Recovery:
         a page put into the index as it was read would offer commands that have been claimed or ended since.
         """
         count = 0
-        async for page in self._live():
+        async for page in self._live(_AUDIT_PAGE):
             missing = await self._dispatcher.not_indexed(page)
             rows = await self._database.fetch(_COMMANDS["read_commands"], missing) if missing else []
             live = [command for command in map(command_of, rows) if command.status in _LIVE]
@@ -99,16 +104,17 @@ class Recovery:
             count += len(live)
         return count
 
-    async def _live(self) -> AsyncIterator[Sequence[Command]]:
+    async def _live(self, size: int) -> AsyncIterator[Sequence[Command]]:
         """Page by page the commands that must be in the index, the most urgent first."""
         last = (0, 0)
-        while rows := await self._database.fetch(_COMMANDS["live_commands"], *last, _PAGE):
+        while rows := await self._database.fetch(_COMMANDS["live_commands"], *last, size):
             yield (page := [command_of(row) for row in rows])
             last = _urgency(page[-1])
 
     async def audit(self) -> None:
         """Put back what a failover may have dropped: soon after one is noticed, and now and then, one instance for all.
 
+        Now and then is a minute, and at most ten where so much waits that to compare it takes more than a second.
         Raises `Unavailable`.
         """
         since, servers = time.monotonic() - self._audited, self._store.servers
@@ -120,6 +126,7 @@ class Recovery:
             await self._dispatcher.revoke_again(from_ms(now_ms - _REVOKED_WITHIN_MS))
             await self.put_back()
         elif await self._store.call("SET", keys.AUDIT_LOCK, "1", "NX", "PX", _AUDIT_LOCK_MS):
+            began = time.monotonic()
             try:
                 await self.put_back()
             except BaseException:
@@ -127,6 +134,9 @@ class Recovery:
                 with suppress(Unavailable):
                     await self._store.call("DEL", keys.AUDIT_LOCK)
                 raise
+            rest_ms = int((time.monotonic() - began) * 1000 * _REST)
+            pause_ms = max(_AUDIT_LOCK_MS, min(rest_ms, _LONGEST_REST_MS))
+            await self._store.call("SET", keys.AUDIT_LOCK, "1", "PX", pause_ms)
         self._audited, self._servers = time.monotonic(), servers
 
     async def run(self) -> None:

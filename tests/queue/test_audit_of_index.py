@@ -35,7 +35,7 @@ async def test_what_comes_back_comes_back_in_the_order_in_which_it_is_handed_out
     bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """So whoever claims in the midst of it gets no command before a more urgent one."""
-    monkeypatch.setattr(recovery, "_PAGE", 7)
+    monkeypatch.setattr(recovery, "_PAGE" if way == "fill" else "_AUDIT_PAGE", 7)
     device = await bench.device("audit-order")
     session = await bench.open_session(device.device_id)
     priorities = [1 + number % 10 for number in range(30)]
@@ -102,7 +102,7 @@ async def test_what_ended_while_it_was_looked_for_is_not_put_back(bench: Bench) 
     command = await bench.submit(session)
     (claimed,) = await device.claim()
     recovery, found = bench.parts.recovery, 0
-    async for page in recovery._live():
+    async for page in recovery._live(100):
         # It ends between the reading of the page and the look at the index.
         if any(one.id == UUID(command["id"]) for one in page):
             await device.report(claimed)
@@ -163,3 +163,19 @@ async def test_an_audit_that_failed_is_made_again_by_whoever_looks_next(
     await bench.parts.recovery.audit()
     (claimed,) = await device.claim()
     assert claimed["id"] == command["id"]
+
+
+async def test_the_longer_an_audit_takes_the_longer_all_rest_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_AUDIT_EVERY_S", 0.0)
+
+    async def rest_ms() -> int:
+        await bench.parts.store.call("DEL", keys.AUDIT_LOCK)
+        await bench.parts.recovery.audit()
+        return int(await bench.parts.store.call("PTTL", keys.AUDIT_LOCK))
+
+    monkeypatch.setattr(recovery, "_REST", 0)
+    assert 0 < await rest_ms() <= recovery._AUDIT_LOCK_MS
+    monkeypatch.setattr(recovery, "_REST", 10**9)
+    assert recovery._AUDIT_LOCK_MS < await rest_ms() <= recovery._LONGEST_REST_MS
