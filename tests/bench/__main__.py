@@ -18,7 +18,7 @@ import click
 import uvloop
 from rich.console import Console
 
-from . import device_sockets, fan_out, http_runs, long_polls, scaling
+from . import device_sockets, fan_out, gateways, http_runs, long_polls, scaling
 from .http_paths import PATHS
 from .machine import machine
 from .outcome import Row, beside_earlier
@@ -36,7 +36,7 @@ _MEASURES: Mapping[str, Measure] = {
     "idle": device_sockets.measure_idle,
     "events": fan_out.measure_events,
     "broadcast": fan_out.measure_broadcast,
-    "gateways": scaling.measure_gateways,
+    "gateways": gateways.measure,
     "scale": scaling.measure,
 }
 # Those that want servers which nobody has used.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
 from redis.asyncio import Redis
 
 from aizen_gateway.storage.postgres import Connection
+from aizen_gateway.storage.queue import Queue
+from aizen_gateway.storage.rows import command_of
 
 # Registered devices have a row, a session's token and what is known of them in Redis. None of them is there: one that
 # was would be looked at now and then.
@@ -56,6 +59,7 @@ select gen_random_uuid(), customer_id, device_uid, device_id, id, 'ping', 'diagn
        'queued', 5, 300000, 'bench', 'user', nextval('aizen.queue_place'), now(), expires_at, expires_at, expires_at
 from aizen.sessions
 where status = 'active' and device_id = any(select 'fill-' || n from generate_series($1::int, $2::int) as n)
+returning *
 """
 # Rows of a statement, and devices of a script.
 _SLICE = 50_000
@@ -79,7 +83,14 @@ async def finish(database: Connection, customer_id: UUID, device_ids: Sequence[s
         await database.execute(_OLD_COMMANDS, first, min(end, first + _SLICE) - 1)
 
 
-async def keep_waiting(database: Connection, customer_id: UUID, start: int, end: int) -> None:
-    """Give the registered devices from `start` up to `end` an open session each, with a command that waits."""
-    await database.execute(_OPEN_SESSIONS, customer_id, start, end - 1)
-    await database.execute(_WAITING_COMMANDS, start, end - 1)
+async def keep_waiting(database: Connection, queue: Queue, customer_id: UUID, start: int, end: int) -> None:
+    """Give the registered devices from `start` up to `end` an open session each, with a command that waits.
+
+    It is in the index as well: a gateway would find out within a minute that it was not, and put it there while it is
+    measured.
+    """
+    for first in range(start, end, _SCRIPT_SLICE):
+        last = min(end, first + _SCRIPT_SLICE) - 1
+        await database.execute(_OPEN_SESSIONS, customer_id, first, last)
+        waiting = await database.fetch(_WAITING_COMMANDS, first, last)
+        await asyncio.gather(*(queue.enqueue(command_of(row)) for row in waiting))

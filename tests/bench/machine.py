@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from .stage import Stage
+from .valkey import JEMALLOC
 
 _LOOK_S = 0.5
 
@@ -29,10 +30,15 @@ async def machine(stage: Stage) -> dict[str, str]:
         "aiohttp": version("aiohttp"),
         "uvloop": version("uvloop"),
         "asyncpg": version("asyncpg"),
-        "valkey": str(server.get("valkey_version") or server["redis_version"]),
+        "valkey": f"{server.get('valkey_version') or server['redis_version']} with {await _allocator(stage)}",
         "postgresql": str(postgres),
         "busy before": f"{await _busy():.0f} %",
     }
+
+
+async def _allocator(stage: Stage) -> str:
+    """Whose memory Valkey uses: what it is built with, unless another was put in its place."""
+    return JEMALLOC or str((await stage.valkey.info("memory"))["mem_allocator"])
 
 
 async def _busy() -> float:

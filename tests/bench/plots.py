@@ -65,7 +65,7 @@ def _latency(rows: Sequence[Row], paths: Sequence[tuple[str, str]], file: Path) 
 
 def _cost(rows: Sequence[Row], titles: Mapping[str, str], file: Path) -> Path:
     """CPU time a command against the number of devices, of finished commands and of gateways."""
-    figure, axes = _axes(len(titles), len(titles))
+    figure, axes = _axes(len(titles), min(3, len(titles)))
     for axis, (path, title) in zip(axes, titles.items(), strict=True):
         # A row of a part of one explains another, and is no point of the line.
         shown = [row for row in rows if row.path == path and not 0 < row.amount < 1]

@@ -21,13 +21,15 @@ import psutil
 from aiohttp import ClientError, ClientSession
 from redis.asyncio import Redis
 
-from aizen_gateway.dev.embedded import EmbeddedPostgres, EmbeddedValkey
+from aizen_gateway.dev.embedded import EmbeddedPostgres
 from aizen_gateway.domain import secrets
 from aizen_gateway.storage.device_sessions import DeviceSessions, SessionRules
 from aizen_gateway.storage.migrate import migrate
 from aizen_gateway.storage.redis_store import RedisOptions, RedisStore
 from tests.support.clients import JWT_SECRET, token_for
 from tests.support.programs import stable_port
+
+from .valkey import BenchValkey
 
 _READY_S = 30.0
 # A limit that nobody reaches still has to be counted.
@@ -109,7 +111,7 @@ class Stage:
             stack.callback(os.sched_setaffinity, 0, before)
             postgres = await EmbeddedPostgres.start(directory / "postgres", durable=False)
             stack.push_async_callback(postgres.stop)
-            valkey = await EmbeddedValkey.start(directory / "valkey", durable=False)
+            valkey = await BenchValkey.start(directory / "valkey", durable=False)
             stack.push_async_callback(valkey.stop)
             await migrate(postgres.url)
             client = await stack.enter_async_context(Redis.from_url(valkey.url, decode_responses=True))
@@ -159,6 +161,11 @@ class Stage:
         """The gateway's own way to Valkey, at the bench's side."""
         return self._store
 
+    @property
+    def sessions(self) -> DeviceSessions:
+        """Sessions of devices, as the gateway opens them."""
+        return DeviceSessions(self._store, SessionRules(604_800, 2_592_000, 0))
+
     def valkey_cpu(self) -> float:
         """Seconds of CPU that Valkey has used."""
         return cpu_of(self.valkey_pid)
@@ -177,13 +184,12 @@ class Stage:
         """Make `count` registered devices, signed in, each with an active session."""
         now = datetime.now(UTC)
         made: list[Device] = []
-        sessions = DeviceSessions(self._store, SessionRules(604_800, 2_592_000, 0))
         names = iter([f"{prefix}-{number}" for number in range(count)])
 
         async def sign_in() -> None:
             for device_id in names:
                 uid = uuid4()
-                token = await sessions.open(device_id, uid, self.customer_id, 1)
+                token = await self.sessions.open(device_id, uid, self.customer_id, 1)
                 assert token is not None
                 made.append(Device(device_id, uid, secrets.new_secret(), token, uuid4()))
 

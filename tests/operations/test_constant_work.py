@@ -196,7 +196,7 @@ async def test_plans_from_when_there_was_little_are_as_good_when_there_is_much(
         filler = await asyncpg.connect(bench.database_url)
         await register(filler, valkey, bench.customer_id, 0, _MANY)
         await finish(filler, bench.customer_id, ["alone"], 0, _MANY)
-        await keep_waiting(filler, bench.customer_id, 0, _MANY)
+        await keep_waiting(filler, bench.index, bench.customer_id, 0, _MANY)
         await filler.close()
         before = await database.fetchval(_ROWS_AND_ENTRIES)
         for _ in range(_AFTERWARDS):
