@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -28,6 +29,8 @@ from .returns import Lost, Returns
 _SQL = queries.load("commands")
 # How often one claim looks again when the index offered what the truth refused; then it answers with what it has.
 _LOOKS = 3
+# Seconds that a claim which has found something may still take: the leases of what it found run meanwhile.
+_MORE_S = 1.0
 
 
 class Claiming:
@@ -109,8 +112,9 @@ class Claiming:
         )
         if refused and not confirmed.in_doubt:
             # What was claimed is handed out all the same; what could not be mended is refused again.
-            with suppress(Unavailable):
-                await self._mend(wanted.caller, refused)
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(_MORE_S if commands else None):
+                    await self._mend(wanted.caller, refused)
         return commands
 
     def give_up(self, caller: DeviceCaller, commands: Sequence[Command], origin: Origin) -> None:
@@ -205,18 +209,9 @@ class Claim:
         """Lease and confirm; look again for as many as the truth refused of what the index offered."""
         found: list[Command] = []
         try:
-            for _ in range(_LOOKS):
-                self._leased = await self._claiming.lease(
-                    self.token, self._limit - len(found), self._visibility_ms, counted=counted, pushed=self._pushed
-                )
-                if not self._leased.ids:
-                    break
-                taken = await self._claiming.take(self._leased, self._visibility_ms, self._origin)
-                found += taken
-                if len(taken) == len(self._leased.ids):
-                    break
-                counted = False
-        except GatewayError:
+            if not await self._look(found, counted=counted):
+                await self._look_again(found)
+        except (GatewayError, TimeoutError):
             # What was confirmed is the device's.
             if not found:
                 raise
@@ -225,3 +220,23 @@ class Claim:
                 self._claiming.give_up(self.caller, found, self._origin)
             raise
         return found
+
+    async def _look(self, found: list[Command], *, counted: bool) -> bool:
+        """Add what is there to `found`; return whether that is all that the index offered."""
+        self._leased = leased = await self._claiming.lease(
+            self.token, self._limit - len(found), self._visibility_ms, counted=counted, pushed=self._pushed
+        )
+        if not leased.ids:
+            return True
+        taken = await self._claiming.take(leased, self._visibility_ms, self._origin)
+        found += taken
+        return len(taken) == len(leased.ids)
+
+    async def _look_again(self, found: list[Command]) -> None:
+        """Look until the index offers nothing that the truth refuses; not for long once something is found."""
+        async with asyncio.timeout(None) as limit:
+            for _ in range(_LOOKS - 1):
+                if found and limit.when() is None:
+                    limit.reschedule(asyncio.get_running_loop().time() + _MORE_S)
+                if await self._look(found, counted=False):
+                    return

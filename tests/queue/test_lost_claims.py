@@ -101,6 +101,40 @@ async def test_the_part_of_a_claim_whose_commit_is_not_answered_is_handed_back(b
         await elsewhere.close()
 
 
+async def test_what_a_claim_has_found_does_not_wait_for_a_database_that_goes_silent_meanwhile(bench: Bench) -> None:
+    device = await bench.device("lost-meanwhile")
+    session = await bench.open_session(device.device_id)
+    there, gone = await bench.submit(session), await bench.submit(session)
+    # The index still offers it.
+    await bench.parts.database.execute(
+        "update aizen.commands set status = 'canceled', completed_at = now(), due_at = null where id = $1",
+        UUID(gone["id"]),
+    )
+    async with Wire.to_server(bench.database_url) as sql, Wire.to_server(bench.redis_url) as redis:
+        elsewhere = await Bench.open(sql.through(bench.database_url), redis.through(bench.redis_url), bench.customer_id)
+        device.bench = elsewhere
+        assert await elsewhere.parts.database.fetch("select 1")
+        sql.block()
+        claim = asyncio.create_task(device.claim(limit=3))
+        # It has leased both, and is about to confirm them.
+        await sql.held_up()
+        redis.block()
+        sql.unblock()
+        # It has confirmed one of them, and is about to tell of it.
+        await redis.held_up()
+        sql.block()
+        statement = asyncio.create_task(elsewhere.parts.database.fetch("select 1"))
+        await sql.held_up()
+        redis.unblock()
+        first, _ = await asyncio.wait({claim, statement}, return_when=asyncio.FIRST_COMPLETED)
+        assert first == {claim}
+        assert [claimed["id"] for claimed in await claim] == [there["id"]]
+        with pytest.raises(Unavailable):
+            await statement
+        sql.unblock(forgotten=True)
+        await elsewhere.close()
+
+
 async def test_a_claim_that_its_device_has_extended_is_not_handed_back(bench: Bench) -> None:
     device = await bench.device("lost-not")
     claim, command = await _claimed(bench, device, pushed=True)
