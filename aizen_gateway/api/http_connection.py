@@ -13,7 +13,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from aiohttp import web
@@ -76,6 +76,15 @@ class HttpConnection(RequestHandler):
     def is_answering(self) -> bool:
         """Whether a request is under way that is no socket."""
         return not self._waits and self._payload_parser is None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # As the framework's, but for the options of TCP, each by way of a socket object and a call of the system. That
+        # nothing is held back the loop has set; and whoever is gone is found by the time limits and the pings.
+        self.transport = cast("asyncio.Transport", transport)
+        self._server.connection_made(self, self.transport)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        self._task_handler = self._loop.create_task(self.start())
 
     def data_received(self, data: bytes) -> None:
         if self._exchanging and self._waits:

@@ -128,7 +128,10 @@ async def customer_socket(request: web.Request) -> web.StreamResponse:
     socket = WebSocket(protocols)
     writer = await socket.prepare(forget_unselected(request, protocols))
     live = services.live
-    connection = Connection(SocketWire(request, socket, writer), live.limits, live.timers)
+    wire = SocketWire(request, socket, writer)
+    if entered is None:
+        wire.upgrade()
+    connection = Connection(wire, live.limits, live.timers)
     conversation = Conversation(socket, connection, request.app[OPTIONS].socket_rate)
     with live.track(connection):
         async with Closing(connection):

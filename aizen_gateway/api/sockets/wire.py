@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from typing import cast
 
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 
 # What a peer may send in one message; one octet more closes the socket 1009.
 FRAME_LIMIT = 256 * 1024
@@ -16,7 +18,12 @@ _CLOSE_WAIT = 2.0
 
 
 class WebSocket(web.WebSocketResponse):
-    """A socket whose frames come as bytes, uncompressed, and which leaves pings, pongs and closing to its owner."""
+    """A socket whose frames come as bytes, uncompressed, and which leaves pings, pongs and closing to its owner.
+
+    The answer to its handshake waits for its `SocketWire`.
+    """
+
+    _send_headers_immediately = False
 
     def __init__(self, protocols: tuple[str, ...]) -> None:
         super().__init__(
@@ -37,24 +44,32 @@ _WHOLE_TEXT, _WHOLE_PING, _WHOLE_PONG = (0x80 | kind for kind in (WSMsgType.TEXT
 
 
 class SocketWire:
-    """Writes to a prepared WebSocket, for its connection alone.
+    """Writes to a prepared WebSocket, for its connection alone. The answer to the handshake goes out with the first
+    frame: the gateway has nearly always something to say, and a write is a good part of what opening a socket costs.
 
     A server's frames bear no mask, and without compression nothing comes between two of them, so they are made here:
     the framework's own way to send is a coroutine a frame.
     """
 
-    __slots__ = ("_drain", "_protocol", "_transport", "_websocket")
+    __slots__ = ("_drain", "_head", "_protocol", "_transport", "_websocket")
 
     def __init__(self, request: web.BaseRequest, websocket: WebSocket, writer: AbstractStreamWriter) -> None:
         self._transport = request.transport
         self._protocol = request.protocol
         self._websocket = websocket
         self._drain = writer.drain
+        self._head = _take_head(writer)
 
     @property
     def full(self) -> bool:
         """Whether the transport has enough to send for now."""
         return self._protocol.writing_paused
+
+    def upgrade(self) -> None:
+        """Send the answer to the handshake now, if it has not gone out yet: for a client that is to speak first."""
+        if self._head and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._head)
+        self._head = b""
 
     def write(self, frame: bytes) -> None:
         """Send one text frame."""
@@ -78,6 +93,8 @@ class SocketWire:
             head = bytes((first, 126)) + length.to_bytes(2, "big")
         else:
             head = bytes((first, 127)) + length.to_bytes(8, "big")
+        if self._head:
+            head, self._head = self._head + head, b""
         transport.write(head + payload)
 
     async def drained(self) -> None:
@@ -87,6 +104,7 @@ class SocketWire:
             raise ConnectionResetError
 
     async def close(self, code: int, reason: str) -> None:
+        self.upgrade()
         await self._websocket.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
@@ -102,3 +120,10 @@ class SocketWire:
                 # What the kernel holds for a peer that is stuck goes as well: it is told by a reset.
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
+
+
+def _take_head(writer: AbstractStreamWriter) -> bytes:
+    """The head of the answer, which the framework has made and not sent: to send it is the caller's."""
+    writer = cast("StreamWriter", writer)
+    head, writer._headers_buf, writer._headers_written = writer._headers_buf or b"", None, True
+    return head
