@@ -25,6 +25,8 @@ _WARM_UP = 200
 _JOINS_AT_ONCE, _BETWEEN_S = 32, 0.02
 _NO_SOCKETS = 'aizen_sockets{kind="device"} 0.0'
 _LOOK_S = 0.1
+# The part of a core that a server uses which has nothing to do.
+_IDLE = 0.15
 _PATIENCE_S = 30.0
 
 
@@ -45,7 +47,8 @@ async def measure_accepts(stage: Stage, plan: Plan) -> AsyncIterator[Row]:
                 await _left(server)
                 again[server.name].append(await _accepts(stage, server, devices))
                 await _left(server)
-                await asyncio.sleep(plan.settle)
+                await asyncio.sleep(plan.gone)
+                await _at_rest(server)
         for path, title, found in (
             ("accepts", "device sockets, reconnecting", again),
             ("arrivals", "device sockets, new arrivals", first),
@@ -77,13 +80,23 @@ async def _accepts(stage: Stage, server: Server, devices: Sequence[Device]) -> F
 
 
 async def _left(server: Server) -> None:
-    """Return when a gateway has done with all its sockets; soon enough for devices that come back to be as before."""
+    """Return when a server has done with all its sockets; soon enough for devices that come back to be as before."""
     url = f"http://127.0.0.1:{server.metrics_port}/metrics"
     async with asyncio.timeout(_PATIENCE_S), ClientSession() as http:
         while server.name == "gateway":
             async with http.get(url) as answer:
                 if _NO_SOCKETS in await answer.text():
-                    return
+                    break
+            await asyncio.sleep(_LOOK_S)
+    await _at_rest(server)
+
+
+async def _at_rest(server: Server) -> None:
+    """Return when a server does nothing that the next measurement would have to wait for."""
+    async with asyncio.timeout(_PATIENCE_S):
+        used = 0.0
+        while (now := server.cpu()) > used + _LOOK_S * _IDLE:
+            used = now
             await asyncio.sleep(_LOOK_S)
 
 

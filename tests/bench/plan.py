@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The sizes of a run. Times are seconds; `frames` is frames a second in all, `submits` commands a second."""
+    """The sizes of a run. Times are seconds; `frames` is frames a second in all, `submits` commands a second.
+
+    `gone` is how long devices are away when all that follows from it has been done.
+    """
 
     seconds: float = 5.0
     runs: int = 3
@@ -19,6 +22,7 @@ class Plan:
     handshakes: int = 2_000
     idle: tuple[int, ...] = (1_000, 5_000, 10_000)
     settle: float = 2.0
+    gone: float = 4.5
     portals: int = 1_000
     frames: int = 30_000
     listening: float = 40.0
@@ -39,6 +43,7 @@ QUICK = Plan(
     handshakes=100,
     idle=(50, 100),
     settle=0.2,
+    gone=0.2,
     portals=100,
     frames=3_000,
     listening=1.0,
