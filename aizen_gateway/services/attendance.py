@@ -31,6 +31,8 @@ _log = structlog.get_logger(__name__)
 _PAGE = 500
 _DUE_BATCH = 200
 _AT_ONCE = 8
+# When a whole region comes back, its devices are written by the dozen; one that comes alone is written at once.
+_APART_S = 0.01
 _LOOK_EVERY_S = 1.0
 
 
@@ -41,7 +43,7 @@ class Attendance:
         self._database = database
         self._presence = presence
         self._dispatcher = dispatcher
-        self._groups: Groups[tuple[PresenceChange, Origin], Any] = Groups(self._write_together)
+        self._groups: Groups[tuple[PresenceChange, Origin], Any] = Groups(self._write_together, apart_s=_APART_S)
 
     async def change(self, change: PresenceChange, origin: Origin = NOWHERE) -> bool:
         """Write and announce a change; with the database away somebody does so later, and False is returned."""

@@ -1,7 +1,8 @@
 """Callers of the same moment share one run of their work: one transaction where each would have had its own.
 
 A call that comes while nothing runs is run at once, alone; under load those that come meanwhile are the next group. So
-nobody waits for company, and the number of transactions does not grow with the number of callers.
+nobody waits for company, unless that is asked for, and the number of transactions does not grow with the number of
+callers.
 """
 
 from __future__ import annotations
@@ -37,8 +38,15 @@ class Groups(Generic[Item, Result]):
     and each is done alone.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result | None]]]) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result | None]]], *, apart_s: float = 0.0
+    ) -> None:
+        """A group begins no sooner than `apart_s` seconds after the one before it: for what comes by the thousand, and
+        is in no hurry then.
+        """
         self._work = work
+        self._apart_s = apart_s
+        self._pause: asyncio.TimerHandle | None = None
         self._waiting: list[tuple[Item, asyncio.Future[Result | None]]] = []
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -51,20 +59,29 @@ class Groups(Generic[Item, Result]):
             return None
         done: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
-        if len(self._running) < _AT_ONCE:
-            self._start()
+        self._go_on()
         return await done
+
+    def _go_on(self) -> None:
+        """Begin a group, if there is one and it may."""
+        if self._waiting and self._pause is None and not self._closed and len(self._running) < _AT_ONCE:
+            self._start()
 
     def _start(self) -> None:
         # In a context of its own: what a group logs is about no single caller.
         task = asyncio.create_task(self._run(), name="group", context=Context())
         self._running.add(task)
         task.add_done_callback(self._ended)
+        if self._apart_s:
+            self._pause = asyncio.get_running_loop().call_later(self._apart_s, self._paused, context=Context())
+
+    def _paused(self) -> None:
+        self._pause = None
+        self._go_on()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._waiting and not self._closed and len(self._running) < _AT_ONCE:
-            self._start()
+        self._go_on()
 
     async def _run(self) -> None:
         # Whoever has given up meanwhile wants nothing done any more.
@@ -99,6 +116,10 @@ class Groups(Generic[Item, Result]):
         """Let what runs or waits end, for a moment; then break it off. Whoever is left gets `Unavailable`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LAST_S
+        self._apart_s = 0.0
+        if self._pause is not None:
+            self._pause.cancel()
+            self._paused()
         while self._running and (left := until - loop.time()) > 0:
             await asyncio.wait(self._running, timeout=left)
         self._closed = True

@@ -16,6 +16,7 @@ class Work:
 
     def __init__(self) -> None:
         self.done: list[int] = []
+        self.groups: list[int] = []
         self.may_begin = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -24,6 +25,7 @@ class Work:
         if self.failure is not None:
             raise self.failure
         self.done.extend(group)
+        self.groups.append(len(group))
         return [2 * number for number in group]
 
 
@@ -96,3 +98,28 @@ async def test_what_does_not_end_is_broken_off_and_its_callers_are_told(monkeypa
     assert {type(outcome) for outcome in outcomes} == {Unavailable, InDoubt}
     with pytest.raises(Unavailable):
         await groups.do(1)
+
+
+async def test_groups_that_are_to_be_apart_take_up_who_comes_meanwhile() -> None:
+    work = Work()
+    work.may_begin.set()
+    groups = Groups(work, apart_s=0.2)
+    assert await groups.do(1) == 2
+    waiting = [asyncio.create_task(groups.do(number)) for number in range(2, 5)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert work.done == [1]
+    assert await asyncio.gather(*waiting) == [4, 6, 8]
+    assert work.groups == [1, 3]
+    await groups.close()
+
+
+async def test_closing_waits_for_no_pause_between_groups() -> None:
+    work = Work()
+    work.may_begin.set()
+    groups = Groups(work, apart_s=60.0)
+    assert await groups.do(1) == 2
+    waiting = [asyncio.create_task(groups.do(number)) for number in range(2, 200)]
+    await asyncio.sleep(0)
+    await groups.close()
+    assert await asyncio.gather(*waiting) == [2 * number for number in range(2, 200)]
