@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from ..domain.errors import Unavailable
 from ..storage.redis_store import ChannelSubscriber, RedisStore
+from .later import Later
 from .tasks import end
 
 # Seconds. A channel without listeners is left only after a while: a long-polling device is back within it.
@@ -92,7 +93,8 @@ class Bus:
         self._joining: set[str] = set()
         self._leaving: set[str] = set()
         self._confirmed: set[str] = set()
-        self._awaited: dict[str, asyncio.Future[None]] = {}
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}
+        self._timers = Later()
         self._lost: set[str] = set()
         self._changed = asyncio.Event()
         self._heard = 0.0
@@ -129,11 +131,14 @@ class Bus:
         """Wait until the server has confirmed `channel`: nothing later is missed. Raises `Unavailable`."""
         if channel in self._confirmed:
             return
-        awaited = self._awaited.get(channel)
-        if awaited is None:
-            awaited = self._awaited[channel] = asyncio.get_running_loop().create_future()
-        if not (await asyncio.wait((awaited,), timeout=_CONFIRM))[0]:
-            raise Unavailable("Redis is not reachable.")
+        # One for each that waits: whoever is cancelled takes none of the others along.
+        awaited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(channel, []).append(awaited)
+        timer = self._timers.call_later(_CONFIRM, _give_up, awaited)
+        try:
+            await awaited
+        finally:
+            timer.cancel()
 
     def detach(self, channel: str, handler: Handler) -> None:
         """Take back what `attach` did."""
@@ -235,9 +240,9 @@ class Bus:
             self._lost.discard(channel)
             self._tell_gap(self._handlers.get(channel, ()), _SPREAD)
         self._confirmed.add(channel)
-        awaited = self._awaited.pop(channel, None)
-        if awaited is not None and not awaited.done():
-            awaited.set_result(None)
+        for awaited in self._awaited.pop(channel, ()):
+            if not awaited.done():
+                awaited.set_result(None)
 
     async def _join_and_leave(self, subscriber: ChannelSubscriber) -> None:
         """The only writer of the subscriber connection: joins and leaves are one after the other."""
@@ -273,6 +278,11 @@ class Bus:
                 del self._idle[channel]
                 self._leaving.add(channel)
                 self._changed.set()
+
+
+def _give_up(awaited: asyncio.Future[None]) -> None:
+    if not awaited.done():
+        awaited.set_exception(Unavailable("Redis is not reachable."))
 
 
 def _deliver(handlers: Iterable[Handler], data: str) -> None:
